@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all of their own set-up; they need make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convsim needs Python >= 3.11; set it with make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	touch $@
+
+$(VENV)/.ready-dev: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]' huggingface_hub
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision timm
+	touch $@
+
+demo: $(READY)  ## train the same small CNN with and without the penalty, and show the difference
+	$(BIN)/convsim demo
+
+test: $(VENV)/.ready-dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+check: lint types test  ## what CI runs: format, lint, types, tests and doctests
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

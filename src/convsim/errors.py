@@ -1,0 +1,47 @@
+"""What convsim raises: every message names the rule, the value, the place and the remedy."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class ConvsimError(ValueError):
+    """Base of every error that convsim raises on purpose."""
+
+
+class NonFiniteError(ConvsimError):
+    """A value that must be finite became NaN or infinite."""
+
+
+class DataError(ConvsimError):
+    """A data set that is missing, corrupt, or not in the expected layout."""
+
+
+class MissingExtraError(ConvsimError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ConvsimWarning(UserWarning):
+    """Base of every warning that convsim gives."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or raise an error that names the install command.
+
+    Args:
+        module: Dotted name of the module to import.
+        extra: The extra of convsim that installs it.
+
+    Raises:
+        MissingExtraError: If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise MissingExtraError(
+            f"This part of convsim needs {module!r}, which is not installed. "
+            f"Install it with: pip install 'convsim[{extra}]'"
+        ) from error

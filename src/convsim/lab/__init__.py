@@ -1,0 +1,1 @@
+"""What experiments run on: data sets, models, training, comparison. Needs ``convsim[lab]``."""
