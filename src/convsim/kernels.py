@@ -1,0 +1,302 @@
+"""From a model to its kernel banks: which layers count, and each weight as groups of filters.
+
+The only place that knows layer types and weight layouts. Shape suffixes: G groups, M filters
+(output channels) of a group, C channels of a filter, k the kernel's spatial shape.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from convsim.errors import ConvsimError, ConvsimWarning
+
+CONVOLUTIONS: dict[type[nn.Module], bool] = {
+    nn.Conv1d: False,
+    nn.Conv2d: False,
+    nn.Conv3d: False,
+    nn.ConvTranspose1d: True,
+    nn.ConvTranspose2d: True,
+    nn.ConvTranspose3d: True,
+}
+"""Layer type → whether it is transposed, hence has the layout (in, out/groups, \\*k)."""
+
+_CONVOLUTION_CALLS = frozenset(
+    getattr(torch, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)
+)
+
+LayerFilter = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""A name pattern ("layer3.*"), a layer type, or a predicate on (name, module)."""
+
+
+@dataclass(frozen=True)
+class KernelBank:
+    """The filters of one convolution, with what else decides their similarity.
+
+    Attributes:
+        filters: (G, M, C, \\*k), float64 for float64 weights and float32 for all others. Filters of
+            one group share their input; filters of different groups do not.
+        stride: One integer per spatial axis.
+        dilation: One integer per spatial axis.
+        transposed: Whether the layer is a transposed convolution.
+    """
+
+    filters: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel's spatial shape k."""
+        return tuple(self.filters.shape[3:])
+
+    def to_weight(self, filters: Tensor) -> Tensor:
+        """Lay a (G, M, C, \\*k) tensor out as the layer's weight, the inverse of `kernel_bank`."""
+        return (filters.transpose(1, 2) if self.transposed else filters).flatten(0, 1)
+
+
+def kernel_bank(
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+) -> KernelBank:
+    """See a convolution's weight as groups of filters.
+
+    Args:
+        weight: (M_total, C, \\*k) as in ``nn.Conv1d``, ``2d``, ``3d``; with `transposed`,
+            (C_total, M, \\*k) as in ``nn.ConvTranspose1d``, ``2d``, ``3d``. Real floating point.
+        stride: The layer's stride, one integer or one per spatial axis.
+        dilation: The layer's dilation, likewise.
+        groups: The layer's groups.
+        transposed: Whether the layer is a transposed convolution.
+
+    Returns:
+        The bank; its filters are a view of the weight where its dtype allows.
+
+    Raises:
+        ConvsimError: For a weight of another rank, type or layout, an empty weight, groups that do
+            not divide, or a stride or dilation that is not a positive integer per axis.
+    """
+    if not isinstance(weight, Tensor):
+        raise ConvsimError(f"A weight must be a torch.Tensor; got {type(weight).__name__}.")
+    shape = tuple(weight.shape)
+    if isinstance(weight, UninitializedParameter):
+        raise ConvsimError("The weight is lazy and not initialised: run one forward pass first.")
+    if hasattr(weight, "full_tensor"):
+        raise ConvsimError(
+            f"The weight is a DTensor (shape {shape}), and a shard alone would give a wrong "
+            "similarity. Pass weight.full_tensor()."
+        )
+    if not weight.is_floating_point() or weight.is_quantized or weight.layout != torch.strided:
+        raise ConvsimError(
+            f"A weight must be dense, real and floating point; got dtype {weight.dtype}, layout "
+            f"{weight.layout}, shape {shape}. Convert it first, as with weight.float()."
+        )
+    dims = weight.dim() - 2
+    if dims not in (1, 2, 3):
+        raise ConvsimError(
+            "A convolution's weight has 3, 4 or 5 axes (filters, channels, then 1 to 3 spatial); "
+            f"got {weight.dim()} axes, shape {shape}. For a single filter use weight.unsqueeze(0)."
+        )
+    if weight.numel() == 0:
+        raise ConvsimError(f"A weight must not be empty; got shape {shape}.")
+    if not isinstance(groups, int) or groups < 1 or shape[0] % groups:
+        raise ConvsimError(
+            f"groups must be a positive integer that divides the weight's first axis; got "
+            f"groups={groups!r} for shape {shape}."
+        )
+    precise = weight if weight.dtype == torch.float64 else weight.float()
+    filters = precise.unflatten(0, (groups, -1))
+    return KernelBank(
+        filters=filters.transpose(1, 2) if transposed else filters,
+        stride=_per_axis("stride", stride, dims),
+        dilation=_per_axis("dilation", dilation, dims),
+        transposed=transposed,
+    )
+
+
+def _per_axis(option: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or not all(isinstance(v, int) and v >= 1 for v in values):
+        raise ConvsimError(
+            f"{option} must be a positive integer, or one for each of the {dims} spatial axes; "
+            f"got {value!r}."
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of a model, by its name there."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def parametrized(self) -> bool:
+        """Whether the weight that convolves is computed from other parameters."""
+        return _recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
+
+    def weight(self) -> Tensor:
+        """Read the weight that convolves: through a parametrization, or as forward makes it."""
+        if _recomputes_weight(self.module):
+            return _weight_in_forward(self)
+        weight: Tensor = self.module.weight
+        return weight
+
+    def bank(self, weight: Tensor | None = None) -> KernelBank:
+        """See the layer's weight (or another of its shape) as groups of filters.
+
+        Raises:
+            ConvsimError: As `kernel_bank`, with the layer's name.
+        """
+        module: Any = self.module
+        try:
+            return kernel_bank(
+                self.weight() if weight is None else weight,
+                stride=module.stride,
+                dilation=module.dilation,
+                groups=module.groups,
+                transposed=module.transposed,
+            )
+        except ConvsimError as error:
+            raise ConvsimError(f"Layer {self.name!r}: {error}") from error
+
+
+def conv_layers(
+    model: nn.Module,
+    layers: LayerFilter | Iterable[LayerFilter] | None = None,
+    *,
+    frozen: bool = True,
+) -> list[ConvLayer]:
+    """List the convolutions of a model, each distinct weight once, in the order of its modules.
+
+    Args:
+        model: Any module.
+        layers: Which of them: a name pattern such as ``"layer3.*"``, a layer type, a predicate
+            ``(name, module) -> bool``, or several of these, of which one must match. All if None.
+        frozen: Whether to list layers none of whose parameters require a gradient.
+
+    Raises:
+        ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, tuple(CONVOLUTIONS))
+    }
+    if not found:
+        raise ConvsimError(
+            f"The model ({type(model).__name__}) has no convolution: convsim acts on Conv1d, "
+            "Conv2d, Conv3d, their transposed forms and their subclasses."
+        )
+    for name, module in found.items():
+        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+            raise ConvsimError(
+                f"Layer {name!r} ({type(module).__name__}) is lazy and not initialised: run one "
+                "forward pass first."
+            )
+    matches = _as_predicate(layers)
+    chosen = {
+        name: module
+        for name, module in found.items()
+        if matches(name, module) and (frozen or any(p.requires_grad for p in module.parameters()))
+    }
+    if not chosen:
+        raise ConvsimError(
+            f"No convolution is selected by layers={layers!r}{'' if frozen else ' (frozen left out)'}"
+            f". The model's convolutions: {', '.join(map(repr, found))}."
+        )
+    seen: set[int] = set()
+    distinct = []
+    for name, module in chosen.items():
+        key = id(dict(module.named_parameters(recurse=False)).get("weight", module))
+        if key not in seen:
+            seen.add(key)
+            distinct.append(ConvLayer(name, module))
+    return distinct
+
+
+def _as_predicate(
+    layers: LayerFilter | Iterable[LayerFilter] | None,
+) -> Callable[[str, nn.Module], bool]:
+    if layers is None:
+        return lambda name, module: True
+    if isinstance(layers, str):
+        return lambda name, module: fnmatchcase(name, layers)
+    if isinstance(layers, type):
+        return lambda name, module: isinstance(module, layers)
+    if callable(layers):
+        return layers
+    predicates = [_as_predicate(layer) for layer in layers]
+    return lambda name, module: any(matches(name, module) for matches in predicates)
+
+
+def _recomputes_weight(module: nn.Module) -> bool:
+    """Whether forward convolves with something else than ``module.weight`` as it stands now."""
+    base = next(t for t in type(module).__mro__ if t in CONVOLUTIONS)
+    own_forward = any(
+        getattr(type(module), method, None) is not getattr(base, method, None)
+        for method in ("forward", "_conv_forward")
+    )
+    hooked = "weight" not in module._parameters and not parametrize.is_parametrized(
+        module, "weight"
+    )
+    # parametrize swaps in a subclass of the layer's type, which inherits forward: not own_forward.
+    return own_forward or hooked
+
+
+class _CapturedWeight(Exception):  # noqa: N818 - it carries a result, it is no error
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+
+class _CaptureWeight(TorchFunctionMode):
+    """Stop at the first convolution and hand over the weight it was given."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONVOLUTION_CALLS:
+            raise _CapturedWeight(kwargs["weight"] if "weight" in kwargs else args[1])
+        return func(*args, **kwargs)
+
+
+def _weight_in_forward(layer: ConvLayer) -> Tensor:
+    """Run the layer's own forward as far as its convolution, as weight standardisation needs."""
+    module: Any = layer.module
+    reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    like = next(module.parameters())
+    probe = torch.zeros(1, module.in_channels, *reach, dtype=like.dtype, device=like.device)
+    try:
+        with _CaptureWeight():
+            module(probe)
+    except _CapturedWeight as captured:
+        return captured.weight
+    raise ConvsimError(
+        f"Layer {layer.name!r} ({type(module).__name__}): its forward calls no torch convolution, "
+        "so the weight that convolves cannot be read. Leave the layer out with layers=…."
+    )
+
+
+def warn(message: str) -> None:
+    """Give a ConvsimWarning that points at the caller's caller."""
+    warnings.warn(message, ConvsimWarning, stacklevel=3)
