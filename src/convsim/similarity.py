@@ -1,0 +1,298 @@
+"""Convolutional Similarity of filters, after Belmekki et al. 2024 (arXiv 2411.03226).
+
+The readable reference that every faster path is checked against. Shape suffixes: G groups, M
+filters of a group, C channels of a filter, n taps of a kernel (the product of its spatial shape k),
+L classes of tap pairs.
+
+For stride 1 the similarity of two filters is Σ ‖K[i,c] ⋆ K[j,c′]‖² over channel pairs, and by
+Parseval ‖p ⋆ q‖² = ⟨p ⋆ p, q ⋆ q⟩. So each filter is first turned into a short vector, its
+autocorrelation, and similarity becomes an inner product of such vectors: all pairs cost one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from math import gcd
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from convsim.errors import ConvsimError
+from convsim.kernels import KernelBank, kernel_bank
+
+Pairs = Literal["all", "adjacent"]
+Channels = Literal["crossed", "matched"]
+Scale = Literal["unit", "raw"]
+Reduction = Literal["mean", "sum"]
+
+
+def convolutional_similarity(
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    pairs: Pairs = "all",
+    channels: Channels = "crossed",
+    scale: Scale = "unit",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Compute how similar a layer's feature maps can be, from its kernels alone.
+
+    Compares every two filters i < j that share their input. With K[i,c] the kernel slice of filter
+    i and channel c, and ⋆ full cross-correlation over all lags,
+
+        matched: CS(i,j) = Σ_c ‖K[i,c] ⋆ K[j,c]‖²          crossed: Σ_{c,c′} ‖K[i,c] ⋆ K[j,c′]‖²
+
+    The crossed form is a worst case over inputs: for feature maps F_i = K_i ⋆ X with full zero (or
+    circular) padding, |⟨F_i, F_j⟩| ≤ √CS(i,j) · ‖X ⋆ X‖ for every X. It is ≥ 0 and, for raw
+    non-zero filters, > 0. With ``scale="unit"`` each filter is divided by its own norm, so the
+    value ignores the norms; a zero filter (no element above the dtype's smallest normal number)
+    then stays zero and is similar to none.
+
+    Stride s keeps the lags that meet it, those b with dilation·b divisible by s: exact when the
+    input's correlation is taken phase by phase. A transposed convolution keeps all lags but splits
+    them by the phase of the first tap: exact too (docs/mathematics.md derives both).
+
+    Degenerate values: one filter per group gives 0, for it has no partner; crossed and unit give 1
+    for any filters where no lag but 0 is left, as in a 1×1 convolution.
+
+    Args:
+        weight: (M, C/groups, \\*k), or (C, M/groups, \\*k) if `transposed`; 1 to 3 spatial axes; any
+            real floating dtype.
+        stride: The layer's stride.
+        dilation: The layer's dilation.
+        groups: The layer's groups; pairs are formed inside a group only.
+        transposed: Whether the layer is a transposed convolution.
+        pairs: "all" i < j, or "adjacent" (i, i+1), as in the authors' code.
+        channels: "crossed" or "matched" (the authors' code).
+        scale: "unit" or "raw" (the authors' code).
+        reduction: "mean" or "sum" (the authors' code) over the pairs.
+
+    Returns:
+        A scalar, float64 for a float64 weight and float32 for any other. Differentiable twice.
+
+    Raises:
+        ConvsimError: For an unknown option or a weight, stride, dilation or groups that do not fit.
+
+    Cost: linear in M. Per filter n²·C multiplications and n² numbers of memory, crossed; n² numbers
+    per filter and channel, matched.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> weight = torch.randn(8, 3, 3, 3)
+        >>> torch.isclose(convolutional_similarity(weight), convolutional_similarity(9 * weight))
+        tensor(True)
+    """
+    bank = kernel_bank(
+        weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
+    )
+    return bank_similarity(bank, pairs, channels, scale, reduction)
+
+
+def similarity_matrix(
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    channels: Channels = "crossed",
+    scale: Scale = "unit",
+) -> Tensor:
+    """Compute the Convolutional Similarity of every two filters of a layer.
+
+    Args:
+        weight: As in `convolutional_similarity`, and so the other arguments.
+        stride: The layer's stride.
+        dilation: The layer's dilation.
+        groups: The layer's groups.
+        transposed: Whether the layer is a transposed convolution.
+        channels: "crossed" or "matched".
+        scale: "unit" or "raw".
+
+    Returns:
+        (M, M) for the layer's M filters in their order, symmetric; 0 between filters of different
+        groups, which share no input. dtype as in `convolutional_similarity`.
+
+    Raises:
+        ConvsimError: As `convolutional_similarity`.
+
+    Cost: quadratic in M, in time and memory.
+
+    Example:
+        >>> similarity_matrix(torch.ones(2, 1, 2), scale="raw")
+        tensor([[6., 6.],
+                [6., 6.]])
+    """
+    bank = kernel_bank(
+        weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
+    )
+    a_GMX = _autocorrelation(bank, channels, scale)
+    return torch.block_diag(*(a_GMX @ a_GMX.mT))
+
+
+def bank_similarity(
+    bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
+) -> Tensor:
+    """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
+    a_GMX = _autocorrelation(bank, channels, scale)
+    return 0.5 * _pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
+
+
+def bank_similarity_and_gradient(
+    bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """Compute `bank_similarity` and its gradient in closed form, without a graph.
+
+    With a_i the autocorrelation of filter i and N_i the sum of its partners', ∂CS/∂a_i = N_i. As
+    a_i pools the Gram matrix W_iᵀW_i, ∂CS/∂W_i = 2·W_i·T_i, T_i the symmetric matrix that N_i spells
+    out by lags (Toeplitz in each spatial axis for stride 1). A unit filter W = K/‖K‖ passes
+    (g − W⟨g, W⟩)/‖K‖ on.
+
+    Returns:
+        The scalar, and the gradient (G, M, C, \\*k) of the filters' dtype.
+    """
+    with torch.no_grad():
+        w_GMCn, norm, peak = _scaled(bank, scale)
+        a_GMX = _pool(_gram(w_GMCn, channels), bank).flatten(2)
+        partners_GMX = _partners(a_GMX, pairs)
+        weight = _pair_weight(bank, pairs, reduction)
+        value = 0.5 * weight * (a_GMX * partners_GMX).sum()
+        t_nn = _unpool(partners_GMX.unflatten(2, (-1, _classes(bank)[1])), bank)
+        if channels == "matched":  # every channel has a matrix of its own
+            gradient = (w_GMCn.unsqueeze(-2) @ t_nn).squeeze(-2)
+        else:
+            gradient = w_GMCn @ t_nn.squeeze(2)
+        gradient = gradient.mul_(2 * weight)
+        if scale == "unit":
+            along = (gradient * w_GMCn).sum((-2, -1), keepdim=True)
+            gradient = (gradient - along * w_GMCn) / norm / peak
+        return value, gradient.unflatten(-1, bank.kernel)
+
+
+def pair_count(bank: KernelBank, pairs: Pairs) -> int:
+    """Count the pairs of filters that a bank's similarity sums over."""
+    groups, filters = bank.filters.shape[:2]
+    return groups * (filters * (filters - 1) // 2 if pairs == "all" else filters - 1)
+
+
+def can_vary(bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale) -> bool:
+    """Tell whether a bank's similarity depends on its filters at all.
+
+    It does not where there are no pairs, nor in the crossed, unit form where lag 0 alone is left:
+    Σ_{c,c′} ‖K[i,c]‖²‖K[j,c′]‖² is then the product of two norms.
+    """
+    only_norms = channels == "crossed" and scale == "unit" and _classes(bank)[1] == 1
+    return pair_count(bank, pairs) > 0 and not only_norms
+
+
+def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None:
+    """Refuse an unknown option with an error that lists the known ones."""
+    for name, value, kind in (
+        ("pairs", pairs, Pairs),
+        ("channels", channels, Channels),
+        ("scale", scale, Scale),
+        ("reduction", reduction, Reduction),
+    ):
+        if value not in get_args(kind):
+            known = " or ".join(map(repr, get_args(kind)))
+            raise ConvsimError(f"{name} must be {known}; got {value!r}.")
+
+
+def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
+    """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
+    check_options("all", channels, scale, "sum")
+    return _pool(_gram(_scaled(bank, scale)[0], channels), bank).flatten(2)
+
+
+def _scaled(bank: KernelBank, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
+    """Flatten the taps and divide by the norm, norm = peak · (norm of filters/peak).
+
+    Dividing by the largest element first keeps the squares of filters of norm 1e±30 in range.
+    """
+    w_GMCn = bank.filters.flatten(3)
+    one = w_GMCn.new_ones(())
+    if scale == "raw":
+        return w_GMCn, one, one
+    peak = w_GMCn.detach().abs().amax((-2, -1), keepdim=True)
+    peak = torch.where(peak < torch.finfo(peak.dtype).tiny, torch.inf, peak)
+    w_GMCn = w_GMCn / peak
+    norm = torch.linalg.vector_norm(w_GMCn, dim=(-2, -1), keepdim=True).clamp(min=1)
+    return w_GMCn / norm, norm, peak
+
+
+def _gram(w_GMCn: Tensor, channels: Channels) -> Tensor:
+    """Multiply every two taps: (G, M, 1, n, n) summed over channels, or (G, M, C, n, n)."""
+    if channels == "matched":
+        return w_GMCn.unsqueeze(-1) * w_GMCn.unsqueeze(-2)
+    return (w_GMCn.mT @ w_GMCn).unsqueeze(2)
+
+
+def _pool(gram_nn: Tensor, bank: KernelBank) -> Tensor:
+    """Sum the products of tap pairs of one class: (…, n, n) → (…, L)."""
+    class_N, count = _classes(bank)
+    pooled = gram_nn.new_zeros((*gram_nn.shape[:-2], count + 1))
+    return pooled.index_add(-1, class_N.to(gram_nn.device), gram_nn.flatten(-2))[..., :count]
+
+
+def _unpool(a_L: Tensor, bank: KernelBank) -> Tensor:
+    """Spell a vector over classes out over tap pairs, the adjoint of `_pool`: (…, L) → (…, n, n)."""
+    class_N, _ = _classes(bank)
+    taps = bank.filters[0, 0, 0].numel()
+    padded = torch.nn.functional.pad(a_L, (0, 1))
+    return padded[..., class_N.to(a_L.device)].unflatten(-1, (taps, taps))
+
+
+def _classes(bank: KernelBank) -> tuple[Tensor, int]:
+    return _tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
+
+
+@lru_cache(maxsize=64)
+def _tap_pair_classes(
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
+) -> tuple[Tensor, int]:
+    """Sort the pairs (u, v) of a kernel's taps into the classes that autocorrelation sums over.
+
+    A convolution sums by the lag v − u and keeps the lags b with dilation·b divisible by the
+    stride. A transposed one keeps all lags, and sums by the lag and the phase of u.
+
+    Returns:
+        The class of each of the n² pairs, where `count` stands for a pair left out, and `count`.
+    """
+    step = [s // gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
+    taps = list(product(*map(range, kernel)))
+    number: dict[tuple[int, ...], int] = {}
+    classes = []
+    for u, v in product(taps, taps):
+        lag = tuple(b - a for a, b in zip(u, v, strict=True))
+        if transposed:
+            lag += tuple(a % q for a, q in zip(u, step, strict=True))
+        elif any(b % q for b, q in zip(lag, step, strict=True)):
+            classes.append(-1)
+            continue
+        classes.append(number.setdefault(lag, len(number)))
+    index = torch.tensor(classes)
+    return torch.where(index < 0, len(number), index), len(number)
+
+
+def _partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
+    """Sum each filter's partners: of all the others, or of the one before and the one after.
+
+    Sums from either side rather than the total less a_i: subtracting would lose every digit of a
+    small filter beside a large one.
+    """
+    before = torch.nn.functional.pad(a_GMX, (0, 0, 1, 0))[:, :-1]
+    after = torch.nn.functional.pad(a_GMX, (0, 0, 0, 1))[:, 1:]
+    if pairs == "adjacent":
+        return before + after
+    return before.cumsum(1) + after.flip(1).cumsum(1).flip(1)
+
+
+def _pair_weight(bank: KernelBank, pairs: Pairs, reduction: Reduction) -> float:
+    check_options(pairs, "crossed", "unit", reduction)
+    return 1.0 if reduction == "sum" else 1.0 / max(1, pair_count(bank, pairs))
