@@ -1,3 +1,40 @@
 """Measure and reduce the redundancy of convolutional feature maps, from the kernels alone."""
 
+from convsim.errors import (
+    ConvsimError,
+    ConvsimWarning,
+    DataError,
+    MissingExtraError,
+    NonFiniteError,
+)
+from convsim.initialization import InitializationHistory, initialize_
+from convsim.kernels import conv_layers
+from convsim.penalties import PRESETS, ConvolutionalSimilarity
+from convsim.redundancy import LayerRedundancy, RedundancyReport, measure
+from convsim.regularizer import Regularizer
+from convsim.similarity import convolutional_similarity, similarity_matrix
+
 __version__ = "0.1.0.dev0"
+
+__all__ = [  # noqa: RUF022 - in groups
+    # the quantity, on a weight
+    "convolutional_similarity",
+    "similarity_matrix",
+    # on a model
+    "Regularizer",
+    "initialize_",
+    "InitializationHistory",
+    "measure",
+    "RedundancyReport",
+    "LayerRedundancy",
+    "conv_layers",
+    # choices
+    "ConvolutionalSimilarity",
+    "PRESETS",
+    # what goes wrong
+    "ConvsimError",
+    "NonFiniteError",
+    "DataError",
+    "MissingExtraError",
+    "ConvsimWarning",
+]

@@ -6,9 +6,8 @@ The only place that knows layer types and weight layouts. Shape suffixes: G grou
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from convsim.errors import ConvsimError, ConvsimWarning
+from convsim.errors import ConvsimError
 
 CONVOLUTIONS: dict[type[nn.Module], bool] = {
     nn.Conv1d: False,
@@ -28,8 +27,9 @@ CONVOLUTIONS: dict[type[nn.Module], bool] = {
     nn.ConvTranspose2d: True,
     nn.ConvTranspose3d: True,
 }
-"""Layer type → whether it is transposed, hence has the layout (in, out/groups, \\*k)."""
+"""Layer type → whether it is transposed, hence has the layout (in, out/groups, k)."""
 
+_KINDS: Any = tuple(CONVOLUTIONS)
 _CONVOLUTION_CALLS = frozenset(
     getattr(torch, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)
 )
@@ -43,7 +43,7 @@ class KernelBank:
     """The filters of one convolution, with what else decides their similarity.
 
     Attributes:
-        filters: (G, M, C, \\*k), float64 for float64 weights and float32 for all others. Filters of
+        filters: (G, M, C, k), float64 for float64 weights and float32 for all others. Filters of
             one group share their input; filters of different groups do not.
         stride: One integer per spatial axis.
         dilation: One integer per spatial axis.
@@ -60,8 +60,12 @@ class KernelBank:
         """The kernel's spatial shape k."""
         return tuple(self.filters.shape[3:])
 
+    def with_filters(self, filters: Tensor) -> KernelBank:
+        """Put other filters of the same shape in place of these."""
+        return replace(self, filters=filters)
+
     def to_weight(self, filters: Tensor) -> Tensor:
-        """Lay a (G, M, C, \\*k) tensor out as the layer's weight, the inverse of `kernel_bank`."""
+        """Lay a (G, M, C, k) tensor out as the layer's weight, the inverse of `kernel_bank`."""
         return (filters.transpose(1, 2) if self.transposed else filters).flatten(0, 1)
 
 
@@ -76,8 +80,8 @@ def kernel_bank(
     """See a convolution's weight as groups of filters.
 
     Args:
-        weight: (M_total, C, \\*k) as in ``nn.Conv1d``, ``2d``, ``3d``; with `transposed`,
-            (C_total, M, \\*k) as in ``nn.ConvTranspose1d``, ``2d``, ``3d``. Real floating point.
+        weight: (M_total, C, k) as in ``nn.Conv1d``, ``2d``, ``3d``; with `transposed`,
+            (C_total, M, k) as in ``nn.ConvTranspose1d``, ``2d``, ``3d``. Real floating point.
         stride: The layer's stride, one integer or one per spatial axis.
         dilation: The layer's dilation, likewise.
         groups: The layer's groups.
@@ -154,8 +158,34 @@ class ConvLayer:
         """Read the weight that convolves: through a parametrization, or as forward makes it."""
         if _recomputes_weight(self.module):
             return _weight_in_forward(self)
-        weight: Tensor = self.module.weight
+        module: Any = self.module
+        weight: Tensor = module.weight
         return weight
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Write the weight that convolves, through a parametrization's right inverse.
+
+        Raises:
+            ConvsimError: If the layer's forward makes its own weight, or the parametrization has no
+                right inverse.
+        """
+        module: Any = self.module
+        if _recomputes_weight(module):
+            raise ConvsimError(
+                f"Layer {self.name!r} ({type(module).__name__}): its forward makes the weight that "
+                "convolves, which cannot be written. Leave the layer out with layers=…."
+            )
+        if not self.parametrized:
+            with torch.no_grad():
+                module.weight.copy_(weight)
+            return
+        try:
+            module.weight = weight.to(module.weight.dtype)
+        except (NotImplementedError, RuntimeError) as error:
+            raise ConvsimError(
+                f"Layer {self.name!r}: its parametrization cannot be assigned to ({error}). Leave "
+                "the layer out with layers=…."
+            ) from error
 
     def bank(self, weight: Tensor | None = None) -> KernelBank:
         """See the layer's weight (or another of its shape) as groups of filters.
@@ -193,11 +223,8 @@ def conv_layers(
     Raises:
         ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, tuple(CONVOLUTIONS))
-    }
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    found = {name: m for name, m in modules.items() if isinstance(m, _KINDS)}
     if not found:
         raise ConvsimError(
             f"The model ({type(model).__name__}) has no convolution: convsim acts on Conv1d, "
@@ -217,8 +244,9 @@ def conv_layers(
     }
     if not chosen:
         raise ConvsimError(
-            f"No convolution is selected by layers={layers!r}{'' if frozen else ' (frozen left out)'}"
-            f". The model's convolutions: {', '.join(map(repr, found))}."
+            f"No convolution is selected by layers={layers!r}"
+            f"{'' if frozen else ' (frozen ones left out)'}. "
+            f"The model's convolutions: {', '.join(map(repr, found))}."
         )
     seen: set[int] = set()
     distinct = []
@@ -295,8 +323,3 @@ def _weight_in_forward(layer: ConvLayer) -> Tensor:
         f"Layer {layer.name!r} ({type(module).__name__}): its forward calls no torch convolution, "
         "so the weight that convolves cannot be read. Leave the layer out with layers=…."
     )
-
-
-def warn(message: str) -> None:
-    """Give a ConvsimWarning that points at the caller's caller."""
-    warnings.warn(message, ConvsimWarning, stacklevel=3)

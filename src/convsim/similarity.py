@@ -62,8 +62,8 @@ def convolutional_similarity(
     for any filters where no lag but 0 is left, as in a 1×1 convolution.
 
     Args:
-        weight: (M, C/groups, \\*k), or (C, M/groups, \\*k) if `transposed`; 1 to 3 spatial axes; any
-            real floating dtype.
+        weight: (M, C/groups, k), or (C, M/groups, k) if `transposed`, with 1 to 3 spatial axes and
+            any real floating dtype.
         stride: The layer's stride.
         dilation: The layer's dilation.
         groups: The layer's groups; pairs are formed inside a group only.
@@ -133,7 +133,8 @@ def similarity_matrix(
         weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
     )
     a_GMX = _autocorrelation(bank, channels, scale)
-    return torch.block_diag(*(a_GMX @ a_GMX.mT))
+    matrix: Tensor = torch.block_diag(*(a_GMX @ a_GMX.mT))
+    return matrix
 
 
 def bank_similarity(
@@ -150,12 +151,12 @@ def bank_similarity_and_gradient(
     """Compute `bank_similarity` and its gradient in closed form, without a graph.
 
     With a_i the autocorrelation of filter i and N_i the sum of its partners', ∂CS/∂a_i = N_i. As
-    a_i pools the Gram matrix W_iᵀW_i, ∂CS/∂W_i = 2·W_i·T_i, T_i the symmetric matrix that N_i spells
-    out by lags (Toeplitz in each spatial axis for stride 1). A unit filter W = K/‖K‖ passes
+    a_i pools the Gram matrix W_iᵀW_i, ∂CS/∂W_i = 2·W_i·T_i, where the symmetric matrix T_i spells
+    N_i out by lags (Toeplitz in each spatial axis for stride 1). A unit filter W = K/‖K‖ passes
     (g − W⟨g, W⟩)/‖K‖ on.
 
     Returns:
-        The scalar, and the gradient (G, M, C, \\*k) of the filters' dtype.
+        The scalar, and the gradient (G, M, C, k) of the filters' dtype.
     """
     with torch.no_grad():
         w_GMCn, norm, peak = _scaled(bank, scale)
@@ -241,11 +242,12 @@ def _pool(gram_nn: Tensor, bank: KernelBank) -> Tensor:
 
 
 def _unpool(a_L: Tensor, bank: KernelBank) -> Tensor:
-    """Spell a vector over classes out over tap pairs, the adjoint of `_pool`: (…, L) → (…, n, n)."""
+    """Spell a vector over classes out over tap pairs, the adjoint of `_pool`."""
     class_N, _ = _classes(bank)
     taps = bank.filters[0, 0, 0].numel()
     padded = torch.nn.functional.pad(a_L, (0, 1))
-    return padded[..., class_N.to(a_L.device)].unflatten(-1, (taps, taps))
+    pairs: Tensor = padded[..., class_N.to(a_L.device)]
+    return pairs.reshape(*a_L.shape[:-1], taps, taps)
 
 
 def _classes(bank: KernelBank) -> tuple[Tensor, int]:

@@ -1,0 +1,41 @@
+"""What every penalty offers: a value for one layer's filters, and that value's gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convsim.kernels import KernelBank
+
+
+class Penalty(ABC):
+    """A scalar that grows as the filters of one layer repeat each other.
+
+    Attributes:
+        reduction: How the layers of a model are put together: "mean" over the layers that the
+            penalty acts on, or "sum" over all.
+    """
+
+    reduction: Literal["mean", "sum"] = "mean"
+
+    @abstractmethod
+    def value(self, bank: KernelBank) -> Tensor:
+        """Compute the penalty of one layer, a differentiable scalar."""
+
+    def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
+        """Compute the penalty and its gradient (G, M, C, k), both detached.
+
+        By autograd; a penalty with a closed form overrides it.
+        """
+        with torch.enable_grad():
+            filters = bank.filters.detach().requires_grad_()
+            value = self.value(bank.with_filters(filters))
+            (gradient,) = torch.autograd.grad(value, filters)
+        return value.detach(), gradient
+
+    def acts_on(self, bank: KernelBank) -> bool:
+        """Tell whether the penalty of this layer depends on its filters."""
+        return True

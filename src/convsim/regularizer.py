@@ -1,0 +1,169 @@
+"""The model-level penalty that a training loop adds to its loss."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError, ConvsimWarning
+from convsim.kernels import ConvLayer, LayerFilter, conv_layers
+from convsim.penalties import Penalty, preset
+
+
+class Regularizer:
+    """Add a penalty on a model's convolutions to its training.
+
+    Either of two lines, with the same gradients::
+
+        loss = loss + regularizer()          # a graph like that of any loss
+        loss.backward(); regularizer.backward_()   # no graph: less memory and time
+
+    The value is coefficient · mean (or sum, as the penalty says) over the layers. The mean leaves
+    out layers that the penalty cannot act on, so they do not dilute it: one filter per group (value
+    0), or, for crossed, unit Convolutional Similarity, no lag but 0 (1×1 kernels). ``print`` shows
+    which layers are in.
+
+    Args:
+        model: The model to train. Its weights are read anew at every call, through any
+            parametrization; a weight shared by several layers counts once.
+        penalty: "recommended", "authors" (as published), or a `Penalty`.
+        coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
+            been called, which makes a schedule by step or by epoch. The preset's own if None.
+        layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
+            predicate, or several. Layers frozen at this moment are left out.
+
+    Raises:
+        ConvsimError: If the model has no convolution, none is selected or trainable, one is lazy,
+            or an option is unknown.
+
+    Cost: one pass over the selected weights, linear in the number of filters; no dependence on
+    batch or image size. See `convsim.convolutional_similarity`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> regularizer = Regularizer(model)
+        >>> loss = model(torch.randn(2, 1, 8, 8)).square().mean() + regularizer()
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalty: str | Penalty = "recommended",
+        *,
+        coefficient: float | Callable[[int], float] | None = None,
+        layers: LayerFilter | Iterable[LayerFilter] | None = None,
+    ) -> None:
+        chosen = preset(penalty)
+        self.penalty = chosen.penalty
+        self.layers = tuple(conv_layers(model, layers, frozen=False))
+        self.steps = 0
+        self._coefficient = chosen.coefficient if coefficient is None else coefficient
+        _ = self.coefficient  # refuse a bad one now
+        with torch.no_grad():
+            banks = {layer.name: layer.bank() for layer in self.layers}
+        self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
+        self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
+        if not self._acting:
+            warnings.warn(
+                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers "
+                f"({', '.join(self._shapes)}): it is 0 with no gradient. Select other layers or "
+                'another form, such as ConvolutionalSimilarity(channels="matched").',
+                ConvsimWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def coefficient(self) -> float:
+        """The coefficient at this step."""
+        value = self._coefficient(self.steps) if callable(self._coefficient) else self._coefficient
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ConvsimError(
+                f"coefficient must be a finite number ≥ 0; got {value!r} at step {self.steps}."
+            )
+        return float(value)
+
+    def __call__(self) -> Tensor:
+        """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
+        values = [self.penalty.value(layer.bank()) for layer in self._acting]
+        if not values:
+            return torch.zeros((), device=self.layers[0].weight().device)
+        total = torch.stack([value.to(values[0].device) for value in values]).sum()
+        return total * self._layer_coefficient()
+
+    def backward_(self, scale: float = 1.0) -> Tensor:
+        """Add coefficient · scale · gradient of the penalty to the parameters' ``.grad``.
+
+        Call it once per optimizer step: after the last backward of an accumulation, before gradient
+        clipping. Parameters that require no gradient are left alone.
+
+        Args:
+            scale: What the loss was multiplied by before its backward, as
+                ``scaler.get_scale()`` of a GradScaler whose gradients are not yet unscaled.
+
+        Returns:
+            coefficient · penalty, detached, as `__call__`.
+        """
+        values = []
+        for layer in self._acting:
+            weight = layer.weight()
+            bank = layer.bank(weight.detach())
+            value, gradient = self.penalty.value_and_gradient(bank)
+            values.append(value * self._layer_coefficient())
+            if weight.requires_grad:
+                gradient = bank.to_weight(gradient) * (self._layer_coefficient() * scale)
+                _accumulate(weight, gradient.to(weight.dtype))
+        if not values:
+            return self()
+        return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+    @torch.no_grad()
+    def values(self) -> dict[str, float]:
+        """Compute each selected layer's penalty, without the coefficient, for logging."""
+        return {layer.name: self.penalty.value(layer.bank()).item() for layer in self.layers}
+
+    def step(self) -> None:
+        """Advance the coefficient's schedule by one: a step or an epoch, as its function counts."""
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to resume the schedule."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume the schedule from a checkpoint."""
+        self.steps = int(state["steps"])
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [f"Regularizer({self.penalty}, coefficient={self.coefficient:g})"]
+            + [f"  {_describe(layer, self._shapes[layer.name], layer in self._acting)}"
+               for layer in self.layers]
+        )  # fmt: skip
+
+    def _layer_coefficient(self) -> float:
+        mean = self.penalty.reduction == "mean"
+        return self.coefficient / (len(self._acting) if mean else 1)
+
+
+def _accumulate(weight: Tensor, gradient: Tensor) -> None:
+    if not weight.is_leaf:  # parametrized: on to the parameters it is computed from
+        weight.backward(gradient)
+    elif weight.grad is None:
+        weight.grad = gradient
+    else:
+        weight.grad += gradient
+
+
+def _describe(layer: ConvLayer, shape: tuple[int, ...], acting: bool) -> str:
+    groups, filters, channels, *kernel = shape
+    return (
+        f"{layer.name}: {type(layer.module).__name__}, {groups} × {filters} filters of "
+        f"{channels} × {'×'.join(map(str, kernel))}{'' if acting else ' (left out: constant)'}"
+    )
