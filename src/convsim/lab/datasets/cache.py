@@ -1,0 +1,90 @@
+"""Keep decoded data sets in one safetensors file each, so that decoding happens once."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from convsim.errors import ConvsimWarning, DataError
+from convsim.lab.datasets.image_data import ImageData
+
+# Part of every file name: raise it when decoding changes.
+FORMAT = 1
+
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_warned: set[Path] = set()
+
+
+def default_root() -> Path:
+    """Return ``$CONVSIM_HOME``, or ``~/.cache/convsim`` where it is unset or empty."""
+    return Path(os.environ.get("CONVSIM_HOME") or "~/.cache/convsim").expanduser()
+
+
+def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> ImageData:
+    """Read a decoded data set, or decode it and keep the result.
+
+    A file in the cache whose content does not match the fingerprint in it is made anew. Where the
+    folder cannot be written, a warning says so once and nothing is kept.
+
+    Args:
+        key: Hash of what is decoded.
+        name: Name of the result; data sets of one key share a file under any name.
+        root: Folder of all that convsim keeps.
+        decode: Makes the data set.
+
+    Returns:
+        The data set, under ``name``.
+    """
+    path = root / "decoded" / f"{key}-{FORMAT}.safetensors"
+    data = _read(path, name)
+    if data is None:
+        data = decode()
+        _write(path, data)
+    return data
+
+
+def _read(path: Path, name: str) -> ImageData | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+        data = ImageData(name, **tensors, classes=tuple(json.loads(metadata["classes"])))
+        return data if data.fingerprint == metadata["fingerprint"] else None
+    except (OSError, SafetensorError, DataError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _write(path: Path, data: ImageData) -> None:
+    # In the same folder, because a file can be replaced in one step only within a file system.
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
+    metadata = {"classes": json.dumps(data.classes), "fingerprint": data.fingerprint}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            tensors = {key: getattr(data, key).contiguous() for key in _TENSORS}
+            save_file(tensors, temporary, metadata=metadata)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        _warn_once(path.parent, str(error))
+
+
+def _warn_once(folder: Path, reason: str) -> None:
+    if folder not in _warned:
+        _warned.add(folder)
+        warnings.warn(
+            f"The folder of decoded data sets must be writable: {folder} is not ({reason}), so "
+            f"every load decodes anew. Set CONVSIM_HOME or root= to another folder.",
+            ConvsimWarning,
+            stacklevel=2,
+        )

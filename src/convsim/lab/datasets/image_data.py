@@ -1,0 +1,208 @@
+"""What every data set becomes: tensors in memory, named, with a fingerprint.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsim.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images of one size, split into a training and a test part.
+
+    Attributes:
+        name: Where the images come from, and what was done to them since.
+        train_images: uint8 (N, C, H, W).
+        train_labels: int64 (N,), indices into ``classes``.
+        test_images: uint8 (N, C, H, W), with the C, H and W of the training part.
+        test_labels: int64 (N,).
+        classes: One name per label.
+        fingerprint: SHA-256, in hexadecimal, of all images, labels and classes; the name plays no
+            part. Computed when left out.
+
+    Raises:
+        DataError: If a tensor has the wrong dtype or shape, a part is empty, images and labels
+            differ in number, or a label names no class.
+
+    Example:
+        >>> from convsim.lab.datasets import load_dataset
+        >>> data = load_dataset("digits")
+        >>> small = data.subset(train=100, seed=1)
+        >>> small.train_labels.bincount().tolist()
+        [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
+        >>> small.fingerprint == data.subset(train=100, seed=1).fingerprint != data.fingerprint
+        True
+    """
+
+    name: str
+    train_images: Tensor = field(repr=False)
+    train_labels: Tensor = field(repr=False)
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
+    classes: tuple[str, ...]
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        _check_part(
+            self.train_images, self.train_labels, self.classes, f"train part of {self.name!r}"
+        )
+        _check_part(self.test_images, self.test_labels, self.classes, f"test part of {self.name!r}")
+        train_CHW, test_CHW = tuple(self.train_images.shape[1:]), tuple(self.test_images.shape[1:])
+        if train_CHW != test_CHW:
+            raise DataError(
+                f"Training and test images must have one shape (C, H, W): {self.name!r} has "
+                f"{train_CHW} and {test_CHW}. Convert one part."
+            )
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint(self))
+
+    def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageData:
+        """Draw a stratified random subset; images keep their order.
+
+        Every class keeps its share, and at least one image. With one seed, a smaller subset of
+        balanced classes lies inside a larger one.
+
+        Args:
+            train: Number of training images to keep; None keeps all.
+            test: Number of test images to keep; None keeps all.
+            seed: Seed of the draw.
+
+        Returns:
+            A new data set with its own fingerprint, and a name that says what was drawn.
+
+        Raises:
+            DataError: If asked for more images than there are or for fewer than one per class.
+        """
+        changes: dict[str, Any] = {}
+        drawn = ""
+        for part, count in (("train", train), ("test", test)):
+            if count is None:
+                continue
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            keep = stratified(labels, count, seed=seed, where=f"the {part} part of {self.name!r}")
+            changes |= {f"{part}_images": images[keep], f"{part}_labels": labels[keep]}
+            drawn += f"-{part}{count}"
+        if not changes:
+            return self
+        return replace(self, name=f"{self.name}{drawn}-seed{seed}", fingerprint="", **changes)
+
+    def hold_out(self, fraction: float, seed: int = 0) -> ImageData:
+        """Replace the test part by a stratified validation share of the training part.
+
+        Choices made on the result (learning rate, strength of a penalty) cannot leak from the
+        test images: the result does not hold them.
+
+        Args:
+            fraction: Share of the training images that becomes the validation part, in (0, 1).
+            seed: Seed of the draw.
+
+        Returns:
+            A new data set whose name says "validation".
+
+        Raises:
+            DataError: If the fraction lies outside (0, 1), or leaves a class without a training or
+                without a validation image.
+        """
+        if not 0 < fraction < 1:
+            raise DataError(
+                f"The validation share must lie between 0 and 1: got {fraction} for {self.name!r}. "
+                f"Pass for example 0.1."
+            )
+        labels = self.train_labels
+        count = round(fraction * len(labels))
+        held = stratified(labels, count, seed=seed, where=f"the train part of {self.name!r}")
+        keep = torch.ones(len(labels), dtype=torch.bool)
+        keep[held] = False
+        used_up = set(labels.tolist()) - set(labels[keep].tolist())
+        if used_up:
+            raise DataError(
+                f"Every class must keep a training image: holding out {fraction} of {self.name!r} "
+                f"leaves none of class {self.classes[min(used_up)]!r}. Hold out a smaller share."
+            )
+        return replace(
+            self,
+            name=f"{self.name}-validation{fraction:g}-seed{seed}",
+            train_images=self.train_images[keep],
+            train_labels=labels[keep],
+            test_images=self.train_images[held],
+            test_labels=labels[held],
+            fingerprint="",
+        )
+
+
+def stratified(labels: Tensor, count: int, *, seed: int, where: str) -> Tensor:
+    """Draw indices at random such that every class keeps its share, and at least one index.
+
+    Args:
+        labels: int64 (N,).
+        count: Number of indices to draw.
+        seed: Seed of the draw.
+        where: What the labels belong to, for the error message.
+
+    Returns:
+        int64 (count,), ascending.
+
+    Raises:
+        DataError: If ``count`` exceeds N or is below the number of classes present.
+    """
+    sizes = torch.bincount(labels)
+    total, present = len(labels), int((sizes > 0).sum())
+    if not present <= count <= total:
+        raise DataError(
+            f"A stratified draw takes at least one image per class and no more than there are: "
+            f"got {count} for {where}, which has {total} images of {present} classes. "
+            f"Ask for {present} to {total}."
+        )
+    # One index per class first; the rest by largest remainder, in integers.
+    spare = (sizes - 1).clamp(min=0)
+    share = spare * (count - present)
+    quota = share // max(total - present, 1)
+    rest = count - present - int(quota.sum())
+    by_remainder = (share % max(total - present, 1)).argsort(descending=True, stable=True)
+    quota[by_remainder[:rest]] += 1
+    quota += sizes > 0
+
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for label, size in enumerate(sizes.tolist()):
+        members = (labels == label).nonzero().flatten()
+        drawn.append(members[torch.randperm(size, generator=generator)[: int(quota[label])]])
+    return torch.cat(drawn).sort().values
+
+
+def _check_part(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: str) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+        raise DataError(
+            f"Images must be uint8 of shape (N, C, H, W), none of them 0: the {where} has "
+            f"{images.dtype} of shape {tuple(images.shape)}. Convert it first."
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"Labels must be int64, one per image: the {where} has {labels.dtype} of shape "
+            f"{tuple(labels.shape)} for {len(images)} images. Convert or complete them."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classes):
+        raise DataError(
+            f"Labels must be indices into the {len(classes)} classes: the {where} has labels from "
+            f"{low} to {high}. Name every class, or correct the labels."
+        )
+
+
+def _fingerprint(data: ImageData) -> str:
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        values = part.cpu().contiguous().numpy()
+        digest.update(f"{values.dtype.name}{values.shape}".encode())
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
