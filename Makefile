@@ -18,9 +18,11 @@ $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
 	touch $@
 
+# torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
+# it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]' huggingface_hub
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision timm
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	touch $@
 
 demo: $(READY)  ## train the same small CNN with and without the penalty, and show the difference

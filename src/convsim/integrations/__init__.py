@@ -1,0 +1,1 @@
+"""One file per training framework; each needs that framework alone."""

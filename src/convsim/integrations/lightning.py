@@ -1,0 +1,58 @@
+"""The penalty as a Lightning callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from convsim.kernels import LayerFilter
+from convsim.penalties import Penalty
+from convsim.regularizer import Regularizer
+
+
+class RegularizerCallback(Callback):
+    """Add a penalty's closed-form gradient before every optimizer step.
+
+    Once per optimizer step whatever the gradient accumulation, after mixed precision's unscaling
+    and before gradient clipping. The coefficient's schedule counts epochs. The mean penalty of each
+    epoch is logged as ``convsim/penalty``.
+
+    Args:
+        penalty: As in `convsim.Regularizer`, and so the other arguments.
+        coefficient: A number, or a function of the epoch.
+        layers: Which convolutions.
+    """
+
+    def __init__(
+        self,
+        penalty: str | Penalty = "recommended",
+        *,
+        coefficient: float | Callable[[int], float] | None = None,
+        layers: LayerFilter | Iterable[LayerFilter] | None = None,
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "penalty": penalty,
+            "coefficient": coefficient,
+            "layers": layers,
+        }
+        self.regularizer: Regularizer | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers, once the model is on its device."""
+        self.regularizer = Regularizer(pl_module, **self._options)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the schedule to this epoch, also after a resume."""
+        if self.regularizer is not None:
+            self.regularizer.steps = trainer.current_epoch
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Add the gradient."""
+        if self.regularizer is not None:
+            value = self.regularizer.backward_()
+            pl_module.log("convsim/penalty", value, on_step=False, on_epoch=True)

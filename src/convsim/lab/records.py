@@ -1,0 +1,108 @@
+"""Results on disk: JSON lines, appended atomically, each with the environment that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import convsim
+from convsim.errors import ConvsimError
+
+Record = dict[str, Any]
+
+
+def record_key(configuration: Record) -> str:
+    """Name a configuration by its content: 16 hexadecimal digits."""
+    canonical = json.dumps(configuration, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Append one record in a single write, flushed to disk before returning.
+
+    A line cut off by an earlier kill is dropped first, so that a file is always readable.
+
+    Raises:
+        ConvsimError: If the record holds a NaN or an infinity, which JSON has no number for.
+    """
+    try:
+        line = json.dumps(record, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ConvsimError(f"A record cannot be written to {path}: {error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read all whole records; a last line cut off by a kill is left out.
+
+    Raises:
+        ConvsimError: If a whole line is not a JSON object; names the line.
+    """
+    if not path.exists():
+        return []
+    *lines, _cut_off = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
+            raise ConvsimError(
+                f"{path}, line {number}: not a record. Restore the file or delete that line."
+            )
+        records.append(record)
+    return records
+
+
+def environment() -> Record:
+    """Describe the machine and the code: what a figure's reader has to know."""
+    return {
+        "convsim": convsim.__version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about the source tree; None where convsim does not run from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
