@@ -1,0 +1,19 @@
+"""The command line: parse, call one function, format. Needs ``convsim[lab]``."""
+
+from __future__ import annotations
+
+import sys
+
+from convsim.errors import MissingExtraError, require
+
+
+def main() -> None:
+    """Run ``convsim``."""
+    try:
+        for module in ("typer", "lightning.pytorch"):
+            require(module, "lab")
+    except MissingExtraError as error:
+        sys.exit(f"Error: {error}")
+    from convsim.cli.app import run  # noqa: PLC0415 - needs the extra
+
+    run()

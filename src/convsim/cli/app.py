@@ -1,0 +1,247 @@
+"""The commands. Results go to stdout, talk and progress to stderr.
+
+Exit codes: 0 done, 1 a run failed (a loss that is not finite), 2 misuse or bad input, 130 stopped
+by the user.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import convsim
+from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab.comparison import compare, summarize
+from convsim.lab.datasets import ImageData, load_dataset
+from convsim.lab.methods import METHODS, Method, parse_method
+from convsim.lab.presentation import escape_markup, terminal_table, write_comparison
+from convsim.lab.training import Recipe, Run, train
+
+app = typer.Typer(
+    help="Measure and reduce the redundancy of convolutional feature maps.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+talk = Console(stderr=True)
+out = Console()
+
+_DEFAULTS = Recipe()
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder "
+        "directory ({train,test}/CLASS/*.jpg) or a tar of one."
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME or timm:NAME."
+    ),
+]
+Width = Annotated[int | None, typer.Option(help="Width of the model's first stage.")]
+Norm = Annotated[Literal["batch", "none"] | None, typer.Option(help="Normalization.")]
+Activation = Annotated[
+    Literal["relu", "elu", "leaky_relu"] | None, typer.Option(help="Activation.")
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
+LearningRate = Annotated[float, typer.Option(min=0, help="SGD's learning rate at the start.")]
+Momentum = Annotated[float, typer.Option(min=0, max=1, help="SGD's momentum.")]
+WeightDecay = Annotated[float, typer.Option(min=0, help="SGD's weight decay.")]
+Schedule = Annotated[
+    Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
+]
+TrainImages = Annotated[
+    int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")
+]
+MethodName = Annotated[
+    str, typer.Option(help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient.")
+]
+MethodNames = Annotated[
+    list[str],
+    typer.Option(
+        help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient, NAME@C1,C2,… tunes it on "
+        "held-out training images. Repeat the option; the first is the control."
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(convsim.__version__)
+        raise typer.Exit
+
+
+@app.command("train")
+def train_command(
+    data: Data,
+    folder: Annotated[Path, typer.Option("--out", help="Checkpoint, weights and record.")],
+    method: MethodName = "recommended",
+    seed: Annotated[int, typer.Option(min=0, help="Seeds weights and image order.")] = 0,
+    train_images: TrainImages = None,
+    model: Model = _DEFAULTS.model,
+    width: Width = None,
+    norm: Norm = None,
+    activation: Activation = None,
+    epochs: Epochs = _DEFAULTS.epochs,
+    batch_size: BatchSize = _DEFAULTS.batch_size,
+    lr: LearningRate = _DEFAULTS.lr,
+    momentum: Momentum = _DEFAULTS.momentum,
+    weight_decay: WeightDecay = _DEFAULTS.weight_decay,
+    schedule: Schedule = _DEFAULTS.schedule,
+) -> None:
+    """Train one network. Run again with the same options, it goes on where it was stopped.
+
+    Writes last.ckpt (after every epoch), model.safetensors and record.json to the folder, and
+    prints the results as JSON.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    recipe = Recipe(
+        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule
+    )
+    chosen = parse_method(method)
+    if len(chosen.coefficients) > 1:
+        raise ConvsimError(
+            f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
+        )
+    run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress() as progress:
+        task = progress.add_task("epochs", total=epochs)
+
+        def show(epoch: int, _: int, scores: dict[str, float]) -> None:
+            text = f"loss {scores['train_loss']:.3f}  accuracy {100 * scores['accuracy']:.1f} %"
+            progress.update(task, completed=epoch, description=text)
+
+        network, record = train(run_, folder, show)
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(json.dumps(record["result"], indent=1))
+
+
+@app.command("compare")
+def compare_command(
+    data: Data,
+    folder: Annotated[Path, typer.Option("--out", help="Records, checkpoints, table, figure.")],
+    method: MethodNames = ["none", "authors", "recommended"],  # noqa: B006 - typer copies it
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds for each coefficient.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
+    train_images: TrainImages = None,
+    model: Model = _DEFAULTS.model,
+    width: Width = None,
+    norm: Norm = None,
+    activation: Activation = None,
+    epochs: Epochs = _DEFAULTS.epochs,
+    batch_size: BatchSize = _DEFAULTS.batch_size,
+    lr: LearningRate = _DEFAULTS.lr,
+    momentum: Momentum = _DEFAULTS.momentum,
+    weight_decay: WeightDecay = _DEFAULTS.weight_decay,
+    schedule: Schedule = _DEFAULTS.schedule,
+) -> None:
+    """Compare methods over seeds: accuracy, epochs to target, feature-map similarity, time.
+
+    Every finished run is appended to OUT/records.jsonl at once; run again with the same options,
+    the grid goes on where it was stopped. Writes comparison.png, comparison.md and comparison.html.
+    """
+    recipe = Recipe(
+        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule
+    )
+    methods = [parse_method(name) for name in method]
+    images = load_dataset(data).subset(train=train_images, seed=0)
+    _compare(images.name, images, recipe, methods, list(range(seeds)), folder, tuning_seeds, jobs)
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Option("--out", help="Where the results go.")] = Path("demo"),
+) -> None:
+    """Train the same small CNN on handwritten digits with and without the penalty (a minute)."""
+    recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
+    methods = [parse_method(name) for name in ("none", "authors", "recommended")]
+    digits = load_dataset("digits").subset(train=400, seed=0)
+    _compare("Handwritten digits", digits, recipe, methods, list(range(5)), folder, 1, 1)
+
+
+def _compare(
+    title: str,
+    images: ImageData,
+    recipe: Recipe,
+    methods: list[Method],
+    seeds: list[int],
+    folder: Path,
+    tuning_seeds: int,
+    jobs: int,
+) -> None:
+    with _progress() as progress:
+        task = progress.add_task("runs", total=None)
+
+        def report(run: Run, done: int, total: int) -> None:
+            what = f"{run.method.name} {run.method.coefficient or ''} seed {run.seed}"
+            progress.update(task, completed=done, total=total, description=escape_markup(what))
+
+        records = compare(
+            images, recipe, methods, seeds, folder,
+            tuning_seeds=tuning_seeds, jobs=jobs, report=report,
+        )  # fmt: skip
+    summaries = summarize(records)
+    where = records[0]["environment"]
+    details = (
+        f"{title}: {len(images.train_labels):,} training images of which "
+        f"{recipe.validation:.0%} are held out, {len(images.test_labels):,} test images; "
+        f"{recipe.model}, {records[0]['effective']['parameters']:,} parameters, {recipe.epochs} "
+        f"epochs, {len(seeds)} seeds. convsim {where['convsim']}, torch {where['torch']}, "
+        f"{where['processor']}, {where['threads']} threads, {where['date']}."
+    )
+    paths = write_comparison(summaries, title, details, folder)
+    out.print(terminal_table(summaries, title))
+    for path in [folder / "records.jsonl", *paths]:
+        talk.print(f"wrote {escape_markup(str(path))}")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=talk,
+    )
+
+
+def run() -> None:
+    """Run the command line; an expected error becomes one line on stderr and an exit code."""
+    try:
+        app()
+    except NonFiniteError as error:
+        talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
+        sys.exit(1)
+    except (ConvsimError, OSError) as error:
+        talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        talk.print("Stopped. Run the same command again to go on from the last epoch.")
+        sys.exit(130)

@@ -1,0 +1,271 @@
+"""Methods × seeds on one data set and model: a resumable grid, and statistics paired by seed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+import torch
+from scipy.stats import t as student
+
+from convsim.errors import ConvsimError
+from convsim.lab.datasets import ImageData
+from convsim.lab.methods import Method
+from convsim.lab.records import Record, append_record, read_records
+from convsim.lab.training import Recipe, Run, train
+
+TUNING_SEED = 1000
+"""Tuning runs are seeded from here on, apart from the seeds that are reported."""
+
+Report = Callable[[Run, int, int], None]
+"""Called for each finished run with how many are done and how many there are."""
+
+
+def compare(
+    data: ImageData,
+    recipe: Recipe,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    tuning_seeds: int = 2,
+    jobs: int = 1,
+    report: Report | None = None,
+) -> list[Record]:
+    """Train every method with every seed, tuning coefficients first where several are given.
+
+    Tuning looks at the held-out share of the training data only, with seeds of its own; the
+    coefficient with the highest mean accuracy there is used. Each finished run is appended to
+    ``folder/records.jsonl`` at once, and a run already there is not repeated; one that was cut off
+    goes on from its last epoch.
+
+    Args:
+        data: The data set.
+        recipe: How all are trained.
+        methods: The methods, the control first.
+        seeds: Seeds to report; the same for every method, so that differences pair.
+        folder: Where records and checkpoints go.
+        tuning_seeds: How many seeds each candidate coefficient is tried with.
+        jobs: How many processes share the runs, each with its share of the threads.
+        report: Called after each run.
+
+    Returns:
+        The records of the reported runs, method by method, seed by seed.
+
+    Raises:
+        ConvsimError: For no method, no or repeated seeds, methods of one name, or jobs < 1.
+    """
+    _check_grid(methods, seeds, tuning_seeds, jobs)
+    tuning = [
+        Run(candidate, TUNING_SEED + i, recipe, data, test=False)
+        for method in methods
+        if len(method.coefficients) > 1
+        for candidate in method.candidates()
+        for i in range(tuning_seeds)
+    ]
+    final_runs = len(methods) * len(seeds)
+    done = _run_all(tuning, folder, jobs, report, len(tuning) + final_runs, 0)
+    tuned = [best_candidate(method, tuning, done) for method in methods]
+    runs = [Run(method, seed, recipe, data) for method in tuned for seed in seeds]
+    done |= _run_all(runs, folder, jobs, report, len(tuning) + final_runs, len(tuning))
+    return [done[run.key] for run in runs]
+
+
+def best_candidate(method: Method, tuning: Sequence[Run], done: dict[str, Record]) -> Method:
+    """Choose the coefficient with the highest mean final accuracy on the held-out share."""
+
+    def score(candidate: Method) -> float:
+        keys = [run.key for run in tuning if run.method == candidate]
+        return fmean(done[key]["result"]["validation_accuracy"][-1] for key in keys)
+
+    candidates = method.candidates()
+    return candidates[0] if len(candidates) == 1 else max(candidates, key=score)
+
+
+def _run_all(
+    runs: Sequence[Run], folder: Path, jobs: int, report: Report | None, total: int, before: int
+) -> dict[str, Record]:
+    """Run what is not on record yet, recording each as it finishes."""
+    path = folder / "records.jsonl"
+    wanted = {run.key: run for run in runs}
+    done = {r["key"]: r for r in read_records(path) if r.get("key") in wanted}
+    count = before
+
+    def finished(run: Run, record: Record) -> None:
+        nonlocal count
+        if run.key not in done:
+            append_record(path, record)
+            shutil.rmtree(_checkpoints(folder, run), ignore_errors=True)
+            done[run.key] = record
+        count += 1
+        if report is not None:
+            report(run, count, total)
+
+    for run in wanted.values():
+        if run.key in done:
+            finished(run, done[run.key])
+    todo = [run for run in wanted.values() if run.key not in done]
+    if jobs == 1 or len(todo) < 2:
+        for run in todo:
+            finished(run, _train_one(run, folder))
+        return done
+    threads = max(1, torch.get_num_threads() // jobs)
+    # spawn: a forked child would inherit torch's thread pool in an undefined state.
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures: dict[Future[Record], Run] = {
+            pool.submit(_train_one, run, folder): run for run in todo
+        }
+        try:
+            for future in as_completed(futures):
+                finished(futures[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return done
+
+
+def _train_one(run: Run, folder: Path) -> Record:
+    checkpoints = _checkpoints(folder, run)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    return train(run, checkpoints)[1]
+
+
+def _checkpoints(folder: Path, run: Run) -> Path:
+    return folder / "checkpoints" / run.key
+
+
+def _check_grid(
+    methods: Sequence[Method], seeds: Sequence[int], tuning_seeds: int, jobs: int
+) -> None:
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise ConvsimError(f"A comparison needs methods, each named once; got {names}.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConvsimError(f"A comparison needs seeds, each once; got {list(seeds)}.")
+    if tuning_seeds < 1 or jobs < 1:
+        raise ConvsimError(
+            f"tuning_seeds and jobs must be at least 1; got {tuning_seeds} and {jobs}."
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % confidence interval (Student's t).
+
+    Attributes:
+        mean: The mean.
+        half_width: Half of the interval's width; infinite for a single seed.
+        values: One per seed.
+    """
+
+    mean: float
+    half_width: float
+    values: tuple[float, ...]
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate:
+        """Estimate the mean of some values.
+
+        Example:
+            >>> Estimate.of([1.0, 2.0, 3.0])
+            Estimate(mean=2.0, half_width=2.48..., values=(1.0, 2.0, 3.0))
+        """
+        n = len(values)
+        half = student.ppf(0.975, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+        return Estimate(fmean(values), float(half), tuple(values))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method's line in a comparison; differences are to the first method, paired by seed.
+
+    Attributes:
+        method: The method's name.
+        coefficient: Its regularizer's coefficient, None without one.
+        accuracy: Test accuracy, in [0, 1].
+        accuracy_gain: Its difference to the control's.
+        epochs_to_target: Epochs until the held-out accuracy first reaches the control's mean final
+            one; a run that never does counts all its epochs plus one.
+        reached: How many seeds reached it.
+        similarity: Feature-map similarity on test images, mean over layers.
+        similarity_gain: Its difference to the control's.
+        seconds: Time of training with its initialization, median over seeds.
+        curve: Mean held-out accuracy after each epoch.
+        layers: Feature-map similarity by layer, mean over seeds.
+    """
+
+    method: str
+    coefficient: float | None
+    accuracy: Estimate
+    accuracy_gain: Estimate
+    epochs_to_target: Estimate
+    reached: int
+    similarity: Estimate
+    similarity_gain: Estimate
+    seconds: float
+    curve: tuple[float, ...]
+    layers: dict[str, float]
+
+
+def summarize(records: Sequence[Record]) -> list[Summary]:
+    """Summarize the records of a comparison, the control's first.
+
+    Raises:
+        ConvsimError: If the methods do not share their seeds.
+    """
+    by_method: dict[str, dict[int, Record]] = {}
+    for record in records:
+        configuration = record["configuration"]
+        name = configuration["method"]["name"]
+        by_method.setdefault(name, {})[configuration["seed"]] = record["result"] | {
+            "coefficient": next(iter(configuration["method"]["coefficients"]), None)
+        }
+    seeds = sorted(next(iter(by_method.values())))
+    if any(sorted(results) != seeds for results in by_method.values()):
+        found = {name: sorted(results) for name, results in by_method.items()}
+        raise ConvsimError(f"Methods can only be paired over the same seeds; got {found}.")
+    table = {name: [results[seed] for seed in seeds] for name, results in by_method.items()}
+    control = next(iter(table.values()))
+    target = fmean(result["validation_accuracy"][-1] for result in control)
+    return [_summary(name, results, control, target) for name, results in table.items()]
+
+
+def _summary(
+    name: str, results: Sequence[Record], control: Sequence[Record], target: float
+) -> Summary:
+    def of(value: Callable[[Record], float]) -> tuple[Estimate, Estimate]:
+        values, base = [value(r) for r in results], [value(r) for r in control]
+        gains = [a - b for a, b in zip(values, base, strict=True)]
+        return Estimate.of(values), Estimate.of(gains)
+
+    def epochs(result: Record) -> float:
+        curve: list[float] = result["validation_accuracy"]
+        return next((i for i, score in enumerate(curve, 1) if score >= target), len(curve) + 1)
+
+    accuracy, accuracy_gain = of(lambda r: float(r["test_accuracy"]))
+    similarity, similarity_gain = of(lambda r: fmean(r["similarity"].values()))
+    curves = zip(*(r["validation_accuracy"] for r in results), strict=True)
+    return Summary(
+        method=name,
+        coefficient=results[0]["coefficient"],
+        accuracy=accuracy,
+        accuracy_gain=accuracy_gain,
+        epochs_to_target=of(epochs)[0],
+        reached=sum(max(r["validation_accuracy"]) >= target for r in results),
+        similarity=similarity,
+        similarity_gain=similarity_gain,
+        seconds=median(r["seconds"] + r["initialization_seconds"] for r in results),
+        curve=tuple(map(fmean, curves)),
+        layers={
+            layer: fmean(r["similarity"][layer] for r in results)
+            for layer in results[0]["similarity"]
+        },
+    )

@@ -1,0 +1,188 @@
+"""A comparison as a table, a figure, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from convsim.lab.comparison import Estimate, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEADER = (
+    "method",
+    "coefficient",
+    "test accuracy, %",
+    "gain, points",
+    "epochs to target",
+    "feature-map similarity",
+    "time, s",
+)
+NOTE = (
+    "Mean ± half of the 95 % confidence interval over seeds; gain: difference to the first row, "
+    "paired by seed. Target: the first row's mean final accuracy on the held-out share of the "
+    "training data. Similarity: mean |cosine| of feature-map pairs on test images, over layers. "
+    "Time: median over seeds."
+)
+
+
+def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """Return a comparison's cells, row by row under `HEADER`."""
+
+    def row(summary: Summary) -> tuple[str, ...]:
+        n = len(summary.accuracy.values)
+        control = summary is summaries[0]
+        epochs = f"{summary.epochs_to_target.mean:.1f}"
+        missed = n - summary.reached
+        return (
+            summary.method,
+            "" if summary.coefficient is None else f"{summary.coefficient:g}",
+            _percent(summary.accuracy),
+            "" if control else _percent(summary.accuracy_gain, sign="+"),
+            f"> {epochs} ({missed} of {n} never)" if missed else epochs,
+            f"{summary.similarity.mean:.3f}{_half(summary.similarity.half_width, 3)}",
+            f"{summary.seconds:.1f}",
+        )
+
+    return [row(summary) for summary in summaries]
+
+
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    return f"{100 * estimate.mean:{sign}.1f}{_half(100 * estimate.half_width, 1)}"
+
+
+def _half(width: float, digits: int) -> str:
+    return f" ± {width:.{digits}f}" if math.isfinite(width) else ""
+
+
+def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
+    """Lay a comparison out for the terminal."""
+    table = Table(title=escape_markup(title), caption=NOTE, caption_justify="left")
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows(summaries):
+        table.add_row(*map(escape_markup, row))
+    return table
+
+
+def escape_markup(text: str) -> str:
+    """Keep brackets in a name from being read as rich's markup."""
+    return text.replace("[", r"\[")
+
+
+def markdown_table(summaries: Sequence[Summary]) -> str:
+    """Lay a comparison out as a Markdown table."""
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(summaries)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def figure(summaries: Sequence[Summary], title: str) -> Figure:
+    """Draw learning curves, test accuracy by seed, and feature-map similarity by layer."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    drawing = Figure(figsize=(12, 3.8), layout="constrained")
+    drawing.suptitle(title)
+    curves, accuracies, layers = drawing.subplots(1, 3)
+    colors = dict(zip((s.method for s in summaries), _COLORS * len(summaries), strict=False))
+    for position, summary in enumerate(summaries):
+        color = colors[summary.method]
+        epochs = range(1, len(summary.curve) + 1)
+        curves.plot(epochs, [100 * a for a in summary.curve], color=color, label=summary.method)
+        values = [100 * a for a in summary.accuracy.values]
+        accuracies.plot([position] * len(values), values, "o", color=color, alpha=0.35)
+        half = summary.accuracy.half_width
+        accuracies.errorbar(
+            position,
+            100 * summary.accuracy.mean,
+            100 * half if math.isfinite(half) else None,
+            fmt="_",
+            markersize=18,
+            capsize=5,
+            color=color,
+        )
+        layers.plot(
+            list(summary.layers.values()), "o-", color=color, label=summary.method, markersize=4
+        )
+    _label(curves, "Held-out accuracy, %", "epoch")
+    curves.legend(frameon=False)
+    _label(accuracies, "Test accuracy by seed, %", "")
+    accuracies.set_xticks(range(len(summaries)), [s.method for s in summaries], rotation=20)
+    accuracies.margins(x=0.2)
+    _label(layers, "Feature-map similarity (mean |cosine|)", "convolution, from the input")
+    names = list(summaries[0].layers)
+    layers.set_xticks(range(len(names)), [str(i + 1) for i in range(len(names))])
+    layers.set_ylim(bottom=0)
+    return drawing
+
+
+_COLORS = ["#555555", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02"]
+
+
+def _label(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
+    """Put table and figure on one page that needs nothing else and asks no network for anything."""
+    image = io.BytesIO()
+    figure(summaries, "").savefig(image, format="png", dpi=120)
+    picture = base64.b64encode(image.getvalue()).decode()
+    head, *body = [HEADER, *rows(summaries)]
+    cells = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem;
+  padding: 0 1rem; color: #222; }}
+div {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ padding: .4rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }}
+th {{ white-space: normal; vertical-align: bottom; }}
+th:first-child, td:first-child {{ text-align: left; }}
+img {{ width: 100%; min-width: 40rem; }}
+p {{ color: #555; font-size: .9rem; }}
+</style></head><body>
+<h1>{escape(title)}</h1>
+<div><table><thead><tr>{"".join(f"<th>{escape(name)}</th>" for name in head)}</tr></thead>
+<tbody>{cells}</tbody></table></div>
+<p>{escape(NOTE)}</p>
+<div><img alt="Learning curves, test accuracy by seed, and feature-map similarity by layer"
+ src="data:image/png;base64,{picture}"></div>
+<p>{escape(details)}</p>
+</body></html>
+"""
+
+
+def write_comparison(
+    summaries: Sequence[Summary], title: str, details: str, folder: Path
+) -> list[Path]:
+    """Write comparison.png, .md and .html into a folder and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "comparison.png"
+    figure(summaries, title).savefig(picture, dpi=150)
+    table = folder / "comparison.md"
+    table.write_text(
+        f"# {title}\n\n{markdown_table(summaries)}\n{NOTE}\n\n{details}\n", encoding="utf-8"
+    )
+    page = folder / "comparison.html"
+    page.write_text(html_page(summaries, title, details), encoding="utf-8")
+    return [picture, table, page]
