@@ -133,7 +133,7 @@ def kernel_bank(
 
 
 def _per_axis(option: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Iterable) else (value,) * dims
     if len(values) != dims or not all(isinstance(v, int) and v >= 1 for v in values):
         raise ConvsimError(
             f"{option} must be a positive integer, or one for each of the {dims} spatial axes; "
