@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917  # fixtures and parameters of tests are many
 from __future__ import annotations
 
 import dataclasses
