@@ -96,9 +96,9 @@ def kernel_bank(
     """
     if not isinstance(weight, Tensor):
         raise ConvsimError(f"A weight must be a torch.Tensor; got {type(weight).__name__}.")
-    shape = tuple(weight.shape)
     if isinstance(weight, UninitializedParameter):
         raise ConvsimError("The weight is lazy and not initialised: run one forward pass first.")
+    shape = tuple(weight.shape)
     if hasattr(weight, "full_tensor"):
         raise ConvsimError(
             f"The weight is a DTensor (shape {shape}), and a shard alone would give a wrong "

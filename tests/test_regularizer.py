@@ -1,0 +1,191 @@
+"""The model-level penalty: its two routes to one gradient, its coefficient, its layers."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import convsim
+from convsim import PRESETS, ConvolutionalSimilarity, Regularizer
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), True), self.bias)
+
+
+def model_of_all_kinds():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "plain": nn.Conv2d(3, 8, 3),
+            "strided": nn.Conv2d(8, 8, 3, stride=2, groups=2),
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+            "pointwise": nn.Conv2d(8, 8, 1),
+            "one_d": nn.Conv1d(2, 4, 5, dilation=2),
+            "three_d": nn.Conv3d(1, 4, 2),
+            "transposed": nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2),
+            "normed": parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+            "standardised": Standardised(3, 4, 3),
+        }
+    )
+    model["shared"] = nn.Conv2d(3, 8, 3)
+    model["shared"].weight = model["plain"].weight
+    return model
+
+
+PENALTIES = [
+    *PRESETS,
+    ConvolutionalSimilarity(channels="matched"),
+    ConvolutionalSimilarity(scale="raw"),
+]
+
+
+def gradients(model):
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_both_routes_give_the_same_value_and_gradients(penalty, dtype):
+    model = model_of_all_kinds().to(dtype)
+    twin = copy.deepcopy(model)
+    value = Regularizer(model, penalty, coefficient=0.7)()
+    value.backward()
+    closed = Regularizer(twin, penalty, coefficient=0.7).backward_()
+    torch.testing.assert_close(closed, value.detach())
+    assert not closed.requires_grad
+    expected, actual = gradients(model), gradients(twin)
+    assert actual.keys() == expected.keys()
+    assert any("normed" in name for name in actual)
+    assert any("standardised" in name for name in actual)
+    assert not any("depthwise" in name for name in actual)
+    for name, gradient in expected.items():
+        assert actual[name].dtype == dtype
+        torch.testing.assert_close(actual[name], gradient)
+
+
+def test_backward_adds_to_gradients_and_scales():
+    model = nn.Conv2d(3, 8, 3)
+    regularizer = Regularizer(model)
+    regularizer.backward_()
+    once = model.weight.grad.clone()
+    value = regularizer.backward_(scale=1024.0)
+    torch.testing.assert_close(model.weight.grad, 1025 * once)
+    torch.testing.assert_close(value, regularizer().detach())
+
+
+def test_it_sums_or_averages_over_the_layers_it_acts_on():
+    model = model_of_all_kinds()
+    for name, reduce in (("recommended", "mean"), ("authors", "sum")):
+        preset = PRESETS[name]
+        regularizer = Regularizer(model, name, coefficient=2.0)
+        values = regularizer.values()
+        left_out = {"depthwise", "pointwise"} if name == "recommended" else {"depthwise"}
+        acting = [value for layer, value in values.items() if layer not in left_out]
+        total = sum(acting) / (len(acting) if reduce == "mean" else 1)
+        assert regularizer().item() == pytest.approx(2 * total, rel=1e-5)
+        assert preset.penalty.reduction == reduce
+    assert "shared" not in values
+    assert values["depthwise"] == 0
+
+
+def test_authors_form_equals_the_published_formula():
+    """Σ over layers, adjacent filters and matched channels of ‖K[i,c] ⋆ K[i+1,c]‖², by conv2d."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 5))
+    expected = 0.0
+    for layer in model:
+        weight = layer.weight.detach().double()
+        for one, other in pairwise(weight):
+            for a, b in zip(one, other, strict=True):
+                product = nn.functional.conv2d(a[None, None], b[None, None], padding=a.shape[0] - 1)
+                expected += product.square().sum().item()
+    assert Regularizer(model, "authors", coefficient=1)().item() == pytest.approx(expected)
+
+
+def test_schedule_counts_calls_of_step_and_resumes():
+    model = nn.Conv2d(1, 4, 3)
+    regularizer = Regularizer(model, coefficient=lambda step: 0.1 * step)
+    assert regularizer().item() == 0
+    for _ in range(3):
+        regularizer.step()
+    assert regularizer.coefficient == pytest.approx(0.3)
+    resumed = Regularizer(model, coefficient=lambda step: 0.1 * step)
+    resumed.load_state_dict(regularizer.state_dict())
+    assert resumed().item() == regularizer().item() > 0
+
+
+def test_training_with_either_line_is_the_same_and_lowers_the_penalty():
+    def train(closed_form):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        x = torch.randn(4, 1, 8, 8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        regularizer = Regularizer(model, coefficient=1.0)
+        before = regularizer().item()
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = 0 * model(x).square().mean()
+            if closed_form:
+                loss.backward()
+                regularizer.backward_()
+            else:
+                (loss + regularizer()).backward()
+            optimizer.step()
+        assert regularizer().item() < before
+        return [p.detach() for p in model.parameters()]
+
+    for one, other in zip(train(True), train(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_layers_get_no_gradient():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    regularizer = Regularizer(model)
+    model[0].weight.requires_grad_(False)  # after the regularizer was made
+    regularizer.backward_()
+    assert model[0].weight.grad is None
+    assert model[1].weight.grad is not None
+
+
+def test_repr_lists_the_layers_and_says_which_are_left_out():
+    text = repr(Regularizer(model_of_all_kinds()))
+    assert "plain: Conv2d, 1 × 8 filters of 3 × 3×3\n" in text
+    assert "depthwise: Conv2d, 8 × 1 filters of 1 × 3×3 (left out: constant)" in text
+    assert "coefficient=0.3" in text
+
+
+def test_nothing_to_act_on_warns_and_is_zero():
+    with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 1 selected layers"):
+        regularizer = Regularizer(nn.Conv2d(4, 4, 3, groups=4))
+    assert regularizer().item() == 0
+    assert regularizer.backward_().item() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty": "best"}, "penalty must be a Penalty or one of 'recommended', 'authors'"),
+        ({"coefficient": -1}, "coefficient must be a finite number ≥ 0; got -1"),
+        ({"coefficient": math.nan}, "got nan at step 0"),
+        ({"coefficient": lambda step: "x"}, "got 'x' at step 0"),
+        ({"layers": "no*"}, "No convolution is selected"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(convsim.ConvsimError, match=message):
+        Regularizer(nn.Conv2d(1, 2, 3), **options)
+
+
+def test_non_finite_weights_show_in_the_value():
+    model = nn.Conv2d(1, 4, 3)
+    regularizer = Regularizer(model)
+    with torch.no_grad():
+        model.weight[0] = math.nan
+    assert regularizer().isnan()
+    assert regularizer.backward_().isnan()
