@@ -129,8 +129,10 @@ def test_a_weight_that_forward_makes_is_read_from_forward():
     assert conv_layers(plain)[0].weight() is plain.weight
 
 
+@pytest.mark.usefixtures("vision")
 def test_standardised_weights_of_timm():
-    layers = pytest.importorskip("timm.layers")
+    from timm import layers
+
     layer = layers.ScaledStdConv2d(3, 8, 3, padding=0)
     x = torch.randn(1, 3, 6, 6)
     expected = layer(x)

@@ -15,9 +15,11 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "vgg19"])
+@pytest.mark.usefixtures("vision")
 def test_convolutions_are_torchvisions(name):
     """All but the 7×7 stem, which small images do without, have torchvision's shapes."""
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     theirs = conv_shapes(models.get_model({"vgg19": "vgg19_bn"}.get(name, name), weights=None))
     ours = conv_shapes(build_model(name, classes=10))
     first = 0 if name == "vgg19" else 1
@@ -53,8 +55,8 @@ def test_every_option_trains_on_small_images(name, norm, activation):
 
 
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050"])
+@pytest.mark.usefixtures("vision")
 def test_other_libraries_by_name(name):
-    pytest.importorskip(name.partition(":")[0])
     model = build_model(name, classes=5).eval()
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
 
@@ -83,6 +85,7 @@ def test_equal_seeds_build_equal_weights():
         ("torchvision:resnet18", {"channels": 1}, "take 3 channels; the images have 1"),
     ],
 )
+@pytest.mark.usefixtures("vision")
 def test_bad_input_is_refused(name, options, message):
     with pytest.raises(ConvsimError, match=message):
         build_model(name, **{"classes": 10} | options)

@@ -235,9 +235,9 @@ def train(
     recipe, method = run.recipe, run.method
     split = run.data.hold_out(recipe.validation, seed=0)
     checkpoint = None if folder is None else folder / "last.ckpt"
-    resuming = checkpoint is not None and checkpoint.exists()
-    if resuming and checkpoint is not None:
-        _check_checkpoint(checkpoint, run)
+    finished = 0
+    if checkpoint is not None and checkpoint.exists():
+        finished = _finished_epochs(checkpoint, run)
 
     torch.manual_seed(run.seed)
     options = {key: getattr(recipe, key) for key in ("width", "norm", "activation")}
@@ -247,7 +247,7 @@ def train(
         **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
     initialization_seconds = 0.0
-    if method.initialization is not None and not resuming:
+    if method.initialization is not None and not finished:
         started = time.perf_counter()
         initialize_(model, method.initialization, steps=method.initialization_steps)
         initialization_seconds = time.perf_counter() - started
@@ -258,6 +258,7 @@ def train(
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
     classifier = Classifier(model, recipe, split.train_images)
     batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed)
+    batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _quiet_lightning():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto", devices=1,
@@ -271,7 +272,7 @@ def train(
                 sampler=batches, batch_size=None,
             ),
             _in_order(split.test_images, split.test_labels),
-            ckpt_path=checkpoint if resuming else None,
+            ckpt_path=checkpoint if finished else None,
             weights_only=True,
         )  # fmt: skip
     classifier.eval()
@@ -341,10 +342,12 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
     }
 
 
-def _check_checkpoint(path: Path, run: Run) -> None:
+def _finished_epochs(path: Path, run: Run) -> int:
+    """Count the epochs of a run's checkpoint, refusing one of another run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["callbacks"][_Bookkeeping.__qualname__]["key"]
+        bookkeeping = state["callbacks"][_Bookkeeping.__qualname__]
+        found, finished = bookkeeping["key"], len(bookkeeping["curve"])
     except Exception as error:
         raise ConvsimError(
             f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
@@ -355,6 +358,7 @@ def _check_checkpoint(path: Path, run: Run) -> None:
             f"{path} belongs to a run with another configuration ({found}, not {run.key}). Resume "
             "with the options it was started with, or choose another folder."
         )
+    return finished
 
 
 @contextmanager

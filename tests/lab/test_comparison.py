@@ -1,0 +1,184 @@
+"""The grid: resumable, tuned apart from the test data, and statistics that hold."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from convsim.errors import ConvsimError
+from convsim.lab.comparison import Estimate, compare, summarize
+from convsim.lab.datasets import load_dataset
+from convsim.lab.methods import parse_method
+from convsim.lab.presentation import html_page, markdown_table, rows, write_comparison
+from convsim.lab.records import append_record, read_records
+from convsim.lab.training import Recipe
+
+TINY = Recipe(width=2, epochs=2, batch_size=64, measured_images=20)
+METHODS = [parse_method(name) for name in ("none", "recommended@0.1,1")]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits").subset(train=150, test=50)
+
+
+@pytest.fixture(scope="module")
+def grid(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    return folder, compare(digits, TINY, METHODS, [0, 1], folder, tuning_seeds=2)
+
+
+def results(records):
+    timeless = {"seconds", "initialization_seconds"}
+    return [{k: v for k, v in r["result"].items() if k not in timeless} for r in records]
+
+
+def test_every_run_is_on_record_once(grid):
+    folder, records = grid
+    on_disk = read_records(folder / "records.jsonl")
+    assert len(on_disk) == 4 + 4
+    assert len({r["key"] for r in on_disk}) == 8
+    tuning = [r for r in on_disk if not r["configuration"]["looks_at_test"]]
+    assert {r["configuration"]["seed"] for r in tuning} == {1000, 1001}
+    assert not any("test_accuracy" in r["result"] for r in tuning)
+    assert [r["configuration"]["seed"] for r in records] == [0, 1, 0, 1]
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_the_best_held_out_coefficient_is_used(grid):
+    folder, records = grid
+    scores = {}
+    for r in read_records(folder / "records.jsonl"):
+        configuration = r["configuration"]
+        if not configuration["looks_at_test"]:
+            (c,) = configuration["method"]["coefficients"]
+            scores.setdefault(c, []).append(r["result"]["validation_accuracy"][-1])
+    best = max(scores, key=lambda c: np.mean(scores[c]))
+    assert {tuple(r["configuration"]["method"]["coefficients"]) for r in records[2:]} == {(best,)}
+
+
+def test_nothing_is_run_twice(grid, digits):
+    folder, records = grid
+    before = (folder / "records.jsonl").read_bytes()
+    seen = []
+    again = compare(
+        digits, TINY, METHODS, [0, 1], folder,
+        report=lambda run, done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert again == records
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+def test_a_killed_grid_goes_on_and_gives_the_same_results(grid, digits, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(run, done, total):
+        if done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        compare(digits, TINY, METHODS, [0, 1], tmp_path, report=kill)
+    path = tmp_path / "records.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    assert len(whole) == 5
+    path.write_text("".join(whole) + whole[0][:100])  # a line cut off by the kill
+    records = compare(digits, TINY, METHODS, [0, 1], tmp_path)
+    assert results(records) == results(grid[1])
+    assert len(read_records(path)) == 8
+
+
+def test_two_processes_give_the_same_grid(grid, digits, tmp_path):
+    records = compare(digits, TINY, METHODS[:1], [0, 1], tmp_path, jobs=2)
+    assert [r["key"] for r in records] == [r["key"] for r in grid[1][:2]]
+    for one, other in zip(results(records), results(grid[1][:2]), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+
+
+def fake_record(method, seed, curve, test, similarity):
+    return {
+        "configuration": {"method": {"name": method, "coefficients": []}, "seed": seed},
+        "result": {
+            "validation_accuracy": curve, "test_accuracy": test, "similarity": {"0": similarity},
+            "seconds": 1.0 + seed, "initialization_seconds": 0.5,
+        },
+    }  # fmt: skip
+
+
+def test_statistics_by_hand_and_by_scipy():
+    records = [
+        fake_record("none", 0, [0.2, 0.5], 0.50, 0.4),
+        fake_record("none", 1, [0.3, 0.7], 0.60, 0.5),
+        fake_record("none", 2, [0.3, 0.6], 0.55, 0.6),
+        fake_record("new", 0, [0.6, 0.7], 0.58, 0.3),
+        fake_record("new", 1, [0.5, 0.5], 0.64, 0.3),
+        fake_record("new", 2, [0.3, 0.8], 0.61, 0.3),
+    ]
+    control, new = summarize(records)
+    assert control.accuracy.mean == pytest.approx(0.55)
+    paired = stats.ttest_rel([0.58, 0.64, 0.61], [0.50, 0.60, 0.55]).confidence_interval(0.95)
+    assert new.accuracy_gain.mean == pytest.approx(0.06)
+    assert new.accuracy_gain.mean - new.accuracy_gain.half_width == pytest.approx(paired.low)
+    assert new.accuracy_gain.mean + new.accuracy_gain.half_width == pytest.approx(paired.high)
+    assert new.epochs_to_target.values == (1, 3, 2)  # the target is 0.6
+    assert new.reached == 2
+    assert new.similarity_gain.mean == pytest.approx(-0.2)
+    assert new.seconds == 2.5
+    assert new.curve == pytest.approx((1.4 / 3, 2.0 / 3))
+    assert rows([control, new])[1][4] == "> 2.0 (1 of 3 never)"
+
+
+def test_a_single_seed_has_no_interval():
+    summaries = summarize([fake_record("none", 0, [0.5], 0.5, 0.1)])
+    assert summaries[0].accuracy == Estimate(0.5, np.inf, (0.5,))
+    assert "±" not in markdown_table(summaries)
+
+
+def test_unpaired_records_are_refused():
+    records = [fake_record("none", 0, [0.5], 0.5, 0.1), fake_record("new", 1, [0.5], 0.5, 0.1)]
+    with pytest.raises(ConvsimError, match="only be paired over the same seeds"):
+        summarize(records)
+
+
+def test_written_pages_escape_names(tmp_path):
+    name = "<script>alert(1)</script>"
+    summaries = summarize([fake_record(name, s, [0.5], 0.5, 0.1) for s in (0, 1)])
+    page = html_page(summaries, name, name)
+    assert "<script>" not in page
+    assert "default-src 'none'" in page
+    picture, table, written = write_comparison(summaries, "title", "details", tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "| method |" in table.read_text()
+    assert "data:image/png;base64," in written.read_text()
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "options", "message"),
+    [
+        ([], [0], {}, "needs methods"),
+        (METHODS[:1] * 2, [0], {}, "each named once"),
+        (METHODS, [], {}, "needs seeds"),
+        (METHODS, [0, 0], {}, "needs seeds, each once"),
+        (METHODS, [0], {"jobs": 0}, "at least 1; got 2 and 0"),
+        (METHODS, [0], {"tuning_seeds": 0}, "at least 1; got 0 and 1"),
+    ],
+)
+def test_bad_grids_are_refused(digits, tmp_path, methods, seeds, options, message):
+    with pytest.raises(ConvsimError, match=message):
+        compare(digits, TINY, methods, seeds, tmp_path, **options)
+
+
+def test_records_survive_a_cut_off_line_and_refuse_a_broken_one(tmp_path):
+    path = tmp_path / "deep" / "records.jsonl"
+    append_record(path, {"a": 1})
+    path.write_text(path.read_text() + '{"b":')
+    assert read_records(path) == [{"a": 1}]
+    append_record(path, {"c": 3})
+    assert read_records(path) == [{"a": 1}, {"c": 3}]
+    path.write_text('{"a": 1}\nnonsense\n' + json.dumps({"c": 3}) + "\n")
+    with pytest.raises(ConvsimError, match="line 2: not a record"):
+        read_records(path)
+    with pytest.raises(ConvsimError, match="cannot be written"):
+        append_record(path, {"a": float("nan")})

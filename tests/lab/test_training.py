@@ -1,0 +1,167 @@
+"""Training: exact resume, the split, non-finite losses, settings that are really in effect."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab.datasets import load_dataset
+from convsim.lab.methods import METHODS, Method, parse_method
+from convsim.lab.training import Classifier, Recipe, Run, accuracy, train
+
+TINY = Recipe(width=4, epochs=3, batch_size=32, measured_images=20)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits").subset(train=200, test=50)
+
+
+def equal_models(one, other):
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(epochs):
+    def progress(epoch, total, scores):
+        if epoch == epochs:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("method", ["none", "recommended-both"])
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_resume_is_exact(digits, tmp_path, method, epochs):
+    run = Run(METHODS[method], 5, TINY, digits)
+    whole, record = train(run)
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(epochs))
+    resumed, resumed_record = train(run, tmp_path)
+    assert equal_models(whole, resumed)
+    for entry in ("validation_accuracy", "train_loss", "penalty", "test_accuracy", "similarity"):
+        assert resumed_record["result"][entry] == record["result"][entry]
+
+
+def test_the_record_says_what_was_in_effect(digits):
+    recipe = Recipe(width=4, epochs=2, lr=0.03, momentum=0.8, weight_decay=1e-4, schedule="cosine")
+    run = Run(parse_method("recommended@0.7"), 1, recipe, digits)
+    model, record = train(run)
+    effective, result = record["effective"], record["result"]
+    assert (effective["initial_lr"], effective["momentum"]) == (0.03, 0.8)
+    assert effective["weight_decay"] == 1e-4
+    assert effective["final_lr"] == pytest.approx(0, abs=1e-9)
+    assert effective["steps"] == 2 * math.ceil(180 / 128)
+    assert effective["parameters"] == sum(p.numel() for p in model.parameters())
+    assert "coefficient=0.7" in effective["regularizer"][0][0]
+    assert len(result["validation_accuracy"]) == len(result["penalty"]) == 2
+    assert set(result["similarity"]) == {"0", "3", "7", "10", "14"}
+    assert record["environment"]["torch"] == torch.__version__
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_it_learns_and_scores_in_eval_mode(digits):
+    run = Run(METHODS["none"], 0, Recipe(width=8, epochs=15, batch_size=16), digits)
+    model, record = train(run)
+    assert record["result"]["test_accuracy"] > 0.8
+    assert not any(module.training for module in model.modules())
+    classifier = Classifier(model, run.recipe, digits.hold_out(0.1).train_images).train()
+    again = accuracy(classifier, digits.test_images, digits.test_labels)
+    assert again == record["result"]["test_accuracy"]
+
+
+def test_tuning_does_not_look_at_test_data(digits):
+    _, record = train(Run(METHODS["none"], 0, TINY, digits, test=False))
+    assert "test_accuracy" not in record["result"]
+    assert "similarity" not in record["result"]
+
+
+def test_the_penalty_is_lowered_and_methods_differ(digits):
+    none, _ = train(Run(METHODS["none"], 0, TINY, digits))
+    strong, record = train(Run(parse_method("recommended@30"), 0, TINY, digits))
+    assert record["result"]["penalty"][-1] < record["result"]["penalty"][0]
+    assert not equal_models(none, strong)
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(digits, tmp_path):
+    good = Recipe(width=4, epochs=3, batch_size=32)
+    with pytest.raises(Killed):
+        train(Run(METHODS["none"], 0, good, digits), tmp_path, kill_after(1))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    poisoned = digits.train_images.clone()
+
+    class Exploding(Killed):
+        pass
+
+    run = Run(Method("none"), 0, good, digits)
+    original = Classifier.forward
+    try:
+        Classifier.forward = lambda self, images: original(self, images) * math.nan
+        with pytest.raises(NonFiniteError, match=r"training loss became nan in epoch 2, step 6.*"):
+            train(run, tmp_path)
+    finally:
+        Classifier.forward = original
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert torch.equal(poisoned, digits.train_images)
+    resumed, _ = train(run, tmp_path)
+    assert equal_models(resumed, train(run)[0])
+
+
+def test_a_learning_rate_that_explodes_is_caught(digits, tmp_path):
+    recipe = Recipe(width=4, norm="none", epochs=3, lr=1e6, schedule="constant")
+    with pytest.raises(NonFiniteError, match=r"Lower the learning rate .now 1000000.0."):
+        train(Run(METHODS["none"], 0, recipe, digits), tmp_path)
+
+
+def test_foreign_and_corrupt_checkpoints_are_refused(digits, tmp_path):
+    run = Run(METHODS["none"], 0, TINY, digits)
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(1))
+    with pytest.raises(ConvsimError, match="belongs to a run with another configuration"):
+        train(Run(METHODS["none"], 1, TINY, digits), tmp_path)
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ConvsimError, match="not a checkpoint of convsim that can be read"):
+        train(run, tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_refused(digits, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    torch.save({"callbacks": Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(ConvsimError, match=r"Unsupported global|weights_only|UnpicklingError"):
+        train(Run(METHODS["none"], 0, TINY, digits), tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "steps"])
+def test_schedules(digits, schedule):
+    recipe = Recipe(width=2, epochs=4, schedule=schedule, lr=0.1)
+    _, record = train(Run(METHODS["none"], 0, recipe, digits, test=False))
+    expected = {"constant": 0.1, "cosine": 0.0, "steps": 0.001}[schedule]
+    assert record["effective"]["final_lr"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("best", "Unknown method 'best'; the methods are none, recommended"),
+        ("none@1", "'none' takes no coefficient"),
+        ("authors-init@1", "'authors-init' takes no coefficient"),
+        ("recommended@x", "must be finite numbers"),
+        ("recommended@-1", "must be finite numbers"),
+        ("recommended@1,nan", "must be finite numbers"),
+    ],
+)
+def test_bad_methods_are_refused(text, message):
+    with pytest.raises(ConvsimError, match=message):
+        parse_method(text)
