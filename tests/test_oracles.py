@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import correlate
-from torch.nn import functional as F
+from torch.nn import functional
 
 from oracles import (
     cross_correlation,
@@ -21,8 +21,12 @@ from oracles import (
     transposed_feature_map,
 )
 
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONV_TRANSPOSE = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
 
 # kernel, image, stride, dilation, channels
 CASES = [
@@ -87,7 +91,7 @@ def test_feature_map_is_torchs(kernel, size, stride, dilation, C):
         # The left padding is a multiple of the stride, so that some output reads pixel 0 first.
         padding += [d * (k - 1) // s * s, d * (k - 1)]
     theirs = CONV[len(size)](
-        F.pad(torch.from_numpy(X), padding)[None],
+        functional.pad(torch.from_numpy(X), padding)[None],
         torch.from_numpy(K)[None],
         stride=stride,
         dilation=dilation,
@@ -171,7 +175,7 @@ def test_padding_off_the_stride_shifts_the_phase_of_the_input(kernel, size, stri
 
 def test_valid_window_breaks_the_theorem():
     Ki, Kj, X = draw(1, 3), draw(1, 3, seed=1), draw(1, 6, seed=2)
-    maps = F.conv1d(torch.from_numpy(X)[None], torch.from_numpy(np.stack([Ki, Kj])))[0]
+    maps = functional.conv1d(torch.from_numpy(X)[None], torch.from_numpy(np.stack([Ki, Kj])))[0]
     layer = {"stride": (1,), "dilation": (1,)}
     full = inner(kernel_correlation(Ki, Kj, **layer), input_correlation(X, (3,), **layer))
     assert float((maps[0] * maps[1]).sum()) != pytest.approx(full, rel=1e-3)
@@ -245,9 +249,9 @@ def test_certificate_is_attained():
     """A 1×1 filter pair that spans the input's correlation meets the bound."""
     K, X = np.array([[1.0], [0.0]]), np.array([[2.0, 3.0], [0.0, 0.0]])
     layer = {"stride": (1,), "dilation": (1,), "transposed": False}
-    F_ = feature_map(K, X, (1,), (1,))
+    output = feature_map(K, X, (1,), (1,))
     bound = math.sqrt(filter_similarity(K, K, channels="crossed", **layer))
-    assert inner(F_, F_) == pytest.approx(bound * input_correlation_norm(X, (1,), **layer))
+    assert inner(output, output) == pytest.approx(bound * input_correlation_norm(X, (1,), **layer))
 
 
 def test_matched_form_certifies_nothing_across_channels():
@@ -288,7 +292,7 @@ def test_similarity_matrix_of_groups(channels, scale, transposed):
 def test_transposed_layout_is_torchs(transposed):
     """With groups, filter m of the layer sees its group's input channels and no others."""
     groups, weight, X = 2, draw(4, 3, 2), draw(4 if transposed else 6, 5, seed=1)
-    conv = F.conv_transpose1d if transposed else F.conv1d
+    conv = functional.conv_transpose1d if transposed else functional.conv1d
     maps = conv(
         torch.from_numpy(X)[None],
         torch.from_numpy(weight),
