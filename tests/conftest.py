@@ -1,6 +1,8 @@
 """Fixtures for every test."""
 
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,12 @@ _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 def vision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make torchvision and timm importable beside a CPU build of torch they were not built for."""
     monkeypatch.syspath_prepend(str(_VISION))
+    spec = find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for operators in Path(folder).glob("_C.*"):
+            # Where they do load, torchvision's own would clash with definitions made before them.
+            with suppress(OSError):
+                torch.ops.load_library(str(operators))
     for operator in _MISSING_OPERATORS:
         if not hasattr(torch.ops.torchvision, operator.partition("(")[0]):
             _LIBRARY.define(operator)

@@ -45,14 +45,16 @@ def _inside(x, shape):
 
 
 def cross_correlation(a, b):
-    """Full cross-correlation of two arrays of equal shape, as a dict from lag to value.
+    """Full cross-correlation of two arrays with equally many axes, as a dict from lag to value.
 
-    (a ⋆ b)[t] = Σ_u a[u] · b[u + t], over every lag t with |t| ≤ k − 1 on each axis.
+    (a ⋆ b)[t] = Σ_u a[u] · b[u + t], over every lag t at which they overlap: from 1 − k_a to
+    k_b − 1 on each axis, with k_a and k_b their sizes; for equal sizes |t| ≤ k − 1.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"the shapes differ: {a.shape} and {b.shape}")
-    result = dict.fromkeys(_lags(a.shape), 0.0)
+    if a.ndim != b.ndim:
+        raise ValueError(f"the numbers of axes differ: {a.shape} and {b.shape}")
+    lags = itertools.product(*(range(1 - m, n) for m, n in zip(a.shape, b.shape, strict=True)))
+    result = dict.fromkeys(lags, 0.0)
     for u in _indices(a.shape):
         for v in _indices(b.shape):
             lag = tuple(n - m for m, n in zip(u, v, strict=True))
@@ -180,9 +182,12 @@ def input_correlation_norm(image_Cx, kernel_shape, *, stride, dilation, transpos
     """The norm ‖R‖ of the certificate |⟨F_i, F_j⟩| ≤ √CS_crossed(i, j) · ‖R‖.
 
     ‖R‖² = Σ_{c, c′, φ, t} R[c, c′, φ, t]², with R as in `input_correlation`. The feature maps are
-    those of `feature_map` or `transposed_feature_map`. A strided layer whose padding P on the left
-    is no multiple of s reads the image from another phase: its certificate is that of the image
-    shifted by P pixels.
+    those of `feature_map` or `transposed_feature_map`. The bound
+    always holds and is seldom met: R[c, c′, φ, t] = R[c′, c, φ + d·t mod s, −t], so only the part
+    of D with that symmetry counts.
+
+    A strided layer whose padding P on the left is no multiple of s reads the image from another
+    phase: its certificate is that of the image shifted by P pixels.
     """
     R = input_correlation(
         image_Cx, kernel_shape, stride=stride, dilation=dilation, transposed=transposed

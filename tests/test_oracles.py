@@ -69,9 +69,16 @@ def as_torch_map(values):
     return result
 
 
-@pytest.mark.parametrize("shape", [(1,), (4,), (3, 3), (2, 5), (1, 4), (2, 3, 2)])
-def test_cross_correlation_is_scipys(shape):
-    a, b = draw(*shape), draw(*shape, seed=1)
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [
+        *((shape, shape) for shape in [(1,), (4,), (3, 3), (2, 5), (1, 4), (2, 3, 2)]),
+        *(((2,), (5,)), ((5,), (2,)), ((2, 4), (3, 1)), ((1, 3, 2), (2, 2, 3))),
+    ],
+)
+def test_cross_correlation_is_scipys(shape, other):
+    a, b = draw(*shape), draw(*other, seed=1)
+    assert min(cross_correlation(a, b)) == tuple(1 - n for n in shape)
     ours = as_torch_map(cross_correlation(a, b))
     # scipy's lag is u − v: correlate(b, a)[t] = Σ_u b[u + t] a[u].
     np.testing.assert_allclose(ours, correlate(b, a, method="direct"), atol=1e-12)
@@ -79,8 +86,9 @@ def test_cross_correlation_is_scipys(shape):
 
 def test_cross_correlation_by_hand():
     assert cross_correlation([1, 2], [3, 5]) == {(-1,): 6, (0,): 13, (1,): 5}
-    with pytest.raises(ValueError, match="shapes"):
-        cross_correlation([1, 2], [1, 2, 3])
+    assert cross_correlation([1, 2], [3, 5, 7]) == {(-1,): 6, (0,): 13, (1,): 19, (2,): 7}
+    with pytest.raises(ValueError, match="axes"):
+        cross_correlation([1, 2], [[1, 2]])
 
 
 @LAYERS
@@ -173,6 +181,25 @@ def test_padding_off_the_stride_shifts_the_phase_of_the_input(kernel, size, stri
     assert similarity != pytest.approx(inner(D, unshifted), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("stride", "dilation", "size", "exact"),
+    [(1, 1, 7, True), (1, 2, 5, True), (2, 1, 8, True), (3, 2, 9, True), (2, 1, 7, False)],
+)
+def test_circular_theorem_needs_a_stride_that_divides_the_size(stride, dilation, size, exact):
+    Ki, Kj, X = draw(4), draw(4, seed=1), draw(size, seed=2)
+    layer = {"stride": (stride,), "dilation": (dilation,)}
+    starts = range(0, size, stride)
+    taps = [[(p + dilation * u) % size for u in range(4)] for p in starts]
+    similarity = float((X[taps] @ Ki) @ (X[taps] @ Kj))
+
+    expected = 0.0
+    for (_, _, (phase,), (t,)), value in kernel_correlation(Ki[None], Kj[None], **layer).items():
+        first = [(p + phase) % size for p in starts]
+        second = [(x + dilation * t) % size for x in first]
+        expected += value * float(X[first] @ X[second])
+    assert (similarity == pytest.approx(expected, rel=1e-10)) is exact
+
+
 def test_valid_window_breaks_the_theorem():
     Ki, Kj, X = draw(1, 3), draw(1, 3, seed=1), draw(1, 6, seed=2)
     maps = functional.conv1d(torch.from_numpy(X)[None], torch.from_numpy(np.stack([Ki, Kj])))[0]
@@ -235,7 +262,7 @@ def test_stride_that_divides_the_dilation_changes_nothing(transposed):
     ("kernel", "stride", "dilation"), [((1, 1), 1, 1), ((2, 2), 2, 1), ((2, 3), (4, 3), (2, 2))]
 )
 def test_no_lag_but_zero_makes_unit_crossed_constant(kernel, stride, dilation):
-    """Where k ≤ s / gcd(s, d) on every axis, no direction helps; the transposed layer differs."""
+    """Where k ≤ s / gcd(s, d) on every axis it has no gradient; the transposed layer differs."""
     weight = draw(4, 3, *kernel)
     layer = {"stride": stride, "dilation": dilation, "channels": "crossed", "scale": "unit"}
     np.testing.assert_allclose(similarity_matrix(weight, **layer), np.ones((4, 4)))
@@ -243,6 +270,124 @@ def test_no_lag_but_zero_makes_unit_crossed_constant(kernel, stride, dilation):
         transposed = similarity_matrix(weight, transposed=True, **layer)
         assert transposed.shape == (3, 3)
         assert transposed.max() < 0.99
+
+
+def symmetric_part_norm(D, stride, dilation):
+    """The norm of D's part with the symmetry R[c, c′, φ, t] = R[c′, c, φ + d·t mod s, −t] of R."""
+    total = 0.0
+    for (c, other, phase, t), value in D.items():
+        turned = tuple(
+            (m + d * n) % s for m, n, s, d in zip(phase, t, stride, dilation, strict=True)
+        )
+        # Without a mirror key no tap of that phase meets the lag, and the value is 0.
+        mirror = D.get((other, c, turned, tuple(-n for n in t)), 0.0)
+        total += ((value + mirror) / 2) ** 2
+    return math.sqrt(total)
+
+
+def most_alike(Ki, Kj, size, stride, dilation, transposed, sign):
+    """Search by gradient ascent for the image that maximises sign · ⟨F_i, F_j⟩ / ‖R‖.
+
+    Every R[c, c′, φ, t] is a bilinear form of the image's channels: 1 where a pixel of phase φ
+    meets the pixel t taps away.
+    """
+    correlation = kernel_correlation(
+        Ki, Kj, stride=stride, dilation=dilation, transposed=transposed
+    )
+    keys = sorted({(phase, t) for _, _, phase, t in correlation})
+    pixels = np.array(list(np.ndindex(*size)))
+    forms = np.zeros((len(keys), len(pixels), len(pixels)))
+    for n, (phase, t) in enumerate(keys):
+        shift = np.array(dilation) * t // (-np.array(stride) if transposed else 1)
+        in_phase = transposed or (pixels % stride == phase).all(axis=1)[:, None]
+        forms[n] = in_phase & (pixels[:, None] + shift == pixels).all(axis=2)
+    C = range(len(Ki))
+    D = torch.tensor([[[correlation[c, other, *key] for other in C] for c in C] for key in keys])
+    forms, D = torch.from_numpy(forms), D.double()
+    X = torch.from_numpy(draw(len(C), len(pixels), seed=2)).requires_grad_()
+    optimizer = torch.optim.Adam([X], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        R = X @ forms @ X.T
+        (-sign * (D * R).sum() / R.norm()).backward()
+        optimizer.step()
+    return X.detach().numpy().reshape(-1, *size)
+
+
+# kernel, image, stride, dilation, channels, transposed, the least share of √CS to be reached
+ADVERSARIES = [
+    ((3,), (24,), (1,), (1,), 1, False, 0.6),
+    ((5,), (24,), (1,), (1,), 1, False, 0.6),
+    ((2,), (16,), (1,), (2,), 1, False, 0.6),
+    ((3, 3), (7, 7), (1, 1), (1, 1), 1, False, 0.6),
+    ((2, 3), (6, 7), (1, 1), (1, 1), 1, False, 0.5),
+    ((3,), (16,), (1,), (1,), 3, False, 0.5),
+    ((3,), (24,), (2,), (1,), 1, False, 0.5),
+    ((4,), (24,), (3,), (2,), 1, False, 0.5),
+    ((4,), (16,), (2,), (1,), 1, True, 0.5),
+    ((3, 3), (5, 5), (2, 2), (1, 1), 1, True, 0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "stride", "dilation", "C", "transposed", "share"), ADVERSARIES
+)
+def test_certificate_withstands_adversarial_inputs(
+    kernel, size, stride, dilation, C, transposed, share
+):
+    Ki, Kj = draw(C, *kernel), draw(C, *kernel, seed=1)
+    layer = {"stride": stride, "dilation": dilation, "transposed": transposed}
+    bound = math.sqrt(filter_similarity(Ki, Kj, channels="crossed", **layer))
+    sharper = symmetric_part_norm(kernel_correlation(Ki, Kj, **layer), stride, dilation)
+    output = transposed_feature_map if transposed else feature_map
+
+    worst = 0.0
+    for sign in (1, -1):
+        X = most_alike(Ki, Kj, size, stride, dilation, transposed, sign)
+        similarity = inner(output(Ki, X, stride, dilation), output(Kj, X, stride, dilation))
+        worst = max(worst, abs(similarity) / input_correlation_norm(X, kernel, **layer))
+    assert share * bound <= worst <= sharper * (1 + 1e-9)
+    assert sharper <= bound * (1 + 1e-12)
+
+
+def test_certificate_is_loose_where_the_filters_correlation_is_odd():
+    """(1, 1) and (1, −1) are orthogonal on every input, and yet CS = 2."""
+    Ki, Kj = np.array([[1.0, 1.0]]), np.array([[1.0, -1.0]])
+    layer = {"stride": (1,), "dilation": (1,)}
+    assert filter_similarity(Ki, Kj, channels="crossed", **layer) == 2
+    assert symmetric_part_norm(kernel_correlation(Ki, Kj, **layer), (1,), (1,)) == 0
+    for seed in range(3):
+        X = draw(1, 9, seed=seed)
+        similarity = inner(feature_map(Ki, X, (1,), (1,)), feature_map(Kj, X, (1,), (1,)))
+        assert similarity == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("C", "kernel"), [(1, (4,)), (3, (3,)), (2, (2, 3))])
+def test_symmetric_part_in_closed_form(C, kernel):
+    """At stride 1 it is ½ · (CS + Σ_t E[t] · E[−t]), with E = Σ_c K_i[c] ⋆ K_j[c]."""
+    Ki, Kj, one = draw(C, *kernel), draw(C, *kernel, seed=1), (1,) * len(kernel)
+    layer = {"stride": one, "dilation": one}
+    slices = [cross_correlation(a, b) for a, b in zip(Ki, Kj, strict=True)]
+    E = {t: sum(values[t] for values in slices) for t in slices[0]}
+    mirrored = sum(value * E[tuple(-n for n in t)] for t, value in E.items())
+    expected = (filter_similarity(Ki, Kj, channels="crossed", **layer) + mirrored) / 2
+    square = symmetric_part_norm(kernel_correlation(Ki, Kj, **layer), one, one) ** 2
+    assert square == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.7, math.pi / 2, 2.5])
+def test_direction_matters_to_a_1x1_kernel_on_arbitrary_inputs(angle):
+    """CS is 1 at every angle, but the worst input of two unit filters gives (1 + |cos|) / 2."""
+    Ki, Kj = np.array([[1.0], [0.0]]), np.array([[math.cos(angle)], [math.sin(angle)]])
+    one, layer = (1,), {"stride": (1,), "dilation": (1,), "transposed": False}
+    assert filter_similarity(Ki, Kj, channels="crossed", **layer) == pytest.approx(1)
+
+    worst = 0.0
+    for sign in (1, -1):
+        X = most_alike(Ki, Kj, (4,), one, one, transposed=False, sign=sign)
+        similarity = inner(feature_map(Ki, X, one, one), feature_map(Kj, X, one, one))
+        worst = max(worst, abs(similarity) / input_correlation_norm(X, one, **layer))
+    assert worst == pytest.approx((1 + abs(math.cos(angle))) / 2, rel=1e-3)
 
 
 def test_certificate_is_attained():

@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 talk = Console(stderr=True)
 out = Console()
 
@@ -180,7 +181,8 @@ def demo_command(
 ) -> None:
     """Train the same small CNN on handwritten digits with and without the penalty (a minute)."""
     recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
-    methods = [parse_method(name) for name in ("none", "authors", "recommended")]
+    names = ("none", "authors@0.001,0.01,0.1,1", "recommended@0.1,0.3,1,3")
+    methods = [parse_method(name) for name in names]
     digits = load_dataset("digits").subset(train=400, seed=0)
     _compare("Handwritten digits", digits, recipe, methods, list(range(5)), folder, 1, 1)
 
@@ -236,12 +238,10 @@ def run() -> None:
     """Run the command line; an expected error becomes one line on stderr and an exit code."""
     try:
         app()
-    except NonFiniteError as error:
-        talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
-        sys.exit(1)
     except (ConvsimError, OSError) as error:
         talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        talk.print("Stopped. Run the same command again to go on from the last epoch.")
-        sys.exit(130)
+        sys.exit(1 if isinstance(error, NonFiniteError) else 2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            talk.print("Stopped. Run the same command again to go on from the last epoch.")
+        raise

@@ -17,9 +17,9 @@ Norm = Literal["batch", "none"]
 Activation = Literal["relu", "elu", "leaky_relu"]
 
 _ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    "relu": partial(nn.ReLU, inplace=True),
-    "elu": partial(nn.ELU, inplace=True),
-    "leaky_relu": partial(nn.LeakyReLU, 0.01, inplace=True),
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
 }
 
 
@@ -40,7 +40,9 @@ class _Style:
         return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.Identity()
 
     def activate(self) -> nn.Module:
-        return _ACTIVATIONS[self.activation]()
+        # Without a norm in between, in place would overwrite the feature maps that a hook keeps,
+        # and the shortcut of a pre-activation block.
+        return _ACTIVATIONS[self.activation](inplace=self.norm == "batch")
 
     def unit(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
         """Build convolution, norm, activation."""
@@ -83,18 +85,22 @@ def build_model(
     """
     sizes = {"classes": classes, "channels": channels, "width": width}
     for option, value in sizes.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConvsimError(f"{option} must be a positive integer; got {value!r}.")
+        # bool is a subclass of int.
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConvsimError(
+                f"{option} must be a positive integer; got {value!r}. Pass an int of 1 or more."
+            )
     library, _, their_name = name.partition(":")
     if their_name and library in _LIBRARIES:
         given = {"width": width, "norm": norm, "activation": activation}
         refused = [option for option, value in given.items() if value is not None]
         if refused:
             raise ConvsimError(
-                f"{name!r} has a fixed architecture: it takes no {', '.join(refused)}."
+                f"{name!r} has a fixed architecture: it takes no {', '.join(refused)}. "
+                "Leave that out, or choose one of convsim's own models."
             )
         return _LIBRARIES[library](their_name, classes, channels)
-    style = _Style(norm or "batch", activation or "relu")
+    style = _Style("batch" if norm is None else norm, "relu" if activation is None else activation)
     if style.norm not in ("batch", "none"):
         raise ConvsimError(f"norm must be 'batch' or 'none'; got {norm!r}.")
     if style.activation not in _ACTIVATIONS:
@@ -105,8 +111,8 @@ def build_model(
         return _wide_resnet28(style, classes, channels, width or 16, int(wide[1]))
     if name not in MODELS:
         known = [*MODELS, "wrn28-10", "torchvision:NAME", "timm:NAME"]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        close = difflib.get_close_matches(name, known)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ConvsimError(f"Unknown model {name!r}.{hint} The models are {', '.join(known)}.")
     default_width, build = MODELS[name]
     return build(style, classes, channels, width or default_width)
@@ -200,7 +206,7 @@ def _wide_resnet28(style: _Style, classes: int, channels: int, width: int, widen
             projects = stride > 1 or inputs != outputs
             layers.append(
                 _PreActivation(
-                    nn.Sequential(style.normalize(inputs), _out_of_place(style)),
+                    nn.Sequential(style.normalize(inputs), style.activate()),
                     nn.Sequential(
                         *style.unit(inputs, outputs, 3, stride), style.conv(outputs, outputs, 3)
                     ),
@@ -208,13 +214,8 @@ def _wide_resnet28(style: _Style, classes: int, channels: int, width: int, widen
                 )
             )
             inputs = outputs
-    layers += [style.normalize(inputs), _out_of_place(style)]
+    layers += [style.normalize(inputs), style.activate()]
     return _kaiming(nn.Sequential(*layers, *_head(inputs, classes)))
-
-
-def _out_of_place(style: _Style) -> nn.Module:
-    """Build an activation that leaves its input alone: without a norm it is the shortcut's too."""
-    return _ACTIVATIONS[style.activation](inplace=False)
 
 
 def _kaiming(model: nn.Module) -> nn.Module:
@@ -228,7 +229,10 @@ def _kaiming(model: nn.Module) -> nn.Module:
 def _torchvision(name: str, classes: int, channels: int) -> nn.Module:
     models = require("torchvision.models", "vision")
     if channels != 3:
-        raise ConvsimError(f"torchvision's models take 3 channels; the images have {channels}.")
+        raise ConvsimError(
+            f"torchvision's models take 3 channels; the images have {channels}. Choose a timm:NAME "
+            "model, which takes any number, or one of convsim's own."
+        )
     if name not in models.list_models(module=models):
         raise ConvsimError(
             f"torchvision has no classifier {name!r}; see torchvision's models page."

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from convsim.lab.comparison import Estimate, Summary
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
 HEADER = (
     "method",
-    "coefficient",
-    "test accuracy, %",
-    "gain, points",
-    "epochs to target",
-    "feature-map similarity",
+    "coef.",
+    "accuracy, %",
+    "gain",
+    "epochs",
+    "similarity",
     "time, s",
 )
 NOTE = (
-    "Mean ± half of the 95 % confidence interval over seeds; gain: difference to the first row, "
-    "paired by seed. Target: the first row's mean final accuracy on the held-out share of the "
-    "training data. Similarity: mean |cosine| of feature-map pairs on test images, over layers. "
-    "Time: median over seeds."
+    "Mean over seeds ± half of its 95 % confidence interval. Accuracy: on test images. Gain: its "
+    "difference to the first row, in points, paired by seed. Epochs: until the first row's mean "
+    "final accuracy on held-out training images is reached (>: not by every seed). Similarity: "
+    "mean |cosine| of feature-map pairs on test images, over layers. Time: of training, median."
 )
 
 
@@ -39,16 +40,14 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     """Return a comparison's cells, row by row under `HEADER`."""
 
     def row(summary: Summary) -> tuple[str, ...]:
-        n = len(summary.accuracy.values)
         control = summary is summaries[0]
-        epochs = f"{summary.epochs_to_target.mean:.1f}"
-        missed = n - summary.reached
+        more = "> " if summary.reached < len(summary.accuracy.values) else ""
         return (
             summary.method,
             "" if summary.coefficient is None else f"{summary.coefficient:g}",
             _percent(summary.accuracy),
             "" if control else _percent(summary.accuracy_gain, sign="+"),
-            f"> {epochs} ({missed} of {n} never)" if missed else epochs,
+            f"{more}{summary.epochs_to_target.mean:.1f}",
             f"{summary.similarity.mean:.3f}{_half(summary.similarity.half_width, 3)}",
             f"{summary.seconds:.1f}",
         )
@@ -66,9 +65,16 @@ def _half(width: float, digits: int) -> str:
 
 def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
     """Lay a comparison out for the terminal."""
-    table = Table(title=escape_markup(title), caption=NOTE, caption_justify="left")
+    table = Table(
+        title=escape_markup(title),
+        caption=NOTE,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for i, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows(summaries):
         table.add_row(*map(escape_markup, row))
     return table

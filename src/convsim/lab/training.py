@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -259,7 +261,7 @@ def train(
     classifier = Classifier(model, recipe, split.train_images)
     batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
-    with _quiet_lightning():
+    with _as_a_library():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto", devices=1,
             logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -362,14 +364,21 @@ def _finished_epochs(path: Path, run: Run) -> int:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's banners and its advice on data-loading workers off the terminal."""
+def _as_a_library() -> Iterator[None]:
+    """Keep Lightning's banners off the terminal, and let Ctrl-C through as what it is.
+
+    Lightning turns a KeyboardInterrupt into exit code 1 and ignores any further one.
+    """
     logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
+    level, on_interrupt = logger.level, signal.getsignal(signal.SIGINT)
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
     finally:
         logger.setLevel(level)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
