@@ -12,7 +12,7 @@ from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import parse_method
 from convsim.lab.presentation import html_page, markdown_table, rows, write_comparison
 from convsim.lab.records import append_record, read_records
-from convsim.lab.training import Recipe
+from convsim.lab.runs import Recipe
 
 TINY = Recipe(width=2, epochs=2, batch_size=64, measured_images=20)
 METHODS = [parse_method(name) for name in ("none", "recommended@0.1,1")]

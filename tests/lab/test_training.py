@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import METHODS, Method, parse_method
-from convsim.lab.training import Classifier, Recipe, Run, accuracy, train
+from convsim.lab.runs import Recipe, Run
+from convsim.lab.training import train
 
 TINY = Recipe(width=4, epochs=3, batch_size=32, measured_images=20)
 

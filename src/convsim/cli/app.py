@@ -28,7 +28,8 @@ from convsim.lab.comparison import compare, summarize
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.presentation import escape_markup, terminal_table, write_comparison
-from convsim.lab.training import Recipe, Run, train
+from convsim.lab.runs import Recipe, Run
+from convsim.lab.training import train
 
 app = typer.Typer(
     help="Measure and reduce the redundancy of convolutional feature maps.",
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 talk = Console(stderr=True)
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 100)
 
 _DEFAULTS = Recipe()
 Data = Annotated[
@@ -181,8 +182,7 @@ def demo_command(
 ) -> None:
     """Train the same small CNN on handwritten digits with and without the penalty (a minute)."""
     recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
-    names = ("none", "authors@0.001,0.01,0.1,1", "recommended@0.1,0.3,1,3")
-    methods = [parse_method(name) for name in names]
+    methods = [parse_method(name) for name in ("none", "authors", "recommended")]
     digits = load_dataset("digits").subset(train=400, seed=0)
     _compare("Handwritten digits", digits, recipe, methods, list(range(5)), folder, 1, 1)
 
@@ -215,7 +215,8 @@ def _compare(
         f"{recipe.validation:.0%} are held out, {len(images.test_labels):,} test images; "
         f"{recipe.model}, {records[0]['effective']['parameters']:,} parameters, {recipe.epochs} "
         f"epochs, {len(seeds)} seeds. convsim {where['convsim']}, torch {where['torch']}, "
-        f"{where['processor']}, {where['threads']} threads, {where['date']}."
+        f"{where['processor']}, {where['threads']} threads, commit {str(where['commit'])[:8]}, "
+        f"{where['date']}."
     )
     paths = write_comparison(summaries, title, details, folder)
     out.print(terminal_table(summaries, title))

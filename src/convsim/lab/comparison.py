@@ -18,7 +18,8 @@ from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
 from convsim.lab.records import Record, append_record, read_records
-from convsim.lab.training import Recipe, Run, train
+from convsim.lab.runs import Recipe, Run
+from convsim.lab.training import train
 
 TUNING_SEED = 1000
 """Tuning runs are seeded from here on, apart from the seeds that are reported."""

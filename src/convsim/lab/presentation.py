@@ -26,13 +26,15 @@ HEADER = (
     "gain",
     "epochs",
     "similarity",
+    "change",
     "time, s",
 )
 NOTE = (
-    "Mean over seeds ± half of its 95 % confidence interval. Accuracy: on test images. Gain: its "
+    "Mean over seeds ± half of its 95 % confidence interval. Accuracy: on test images; gain: its "
     "difference to the first row, in points, paired by seed. Epochs: until the first row's mean "
     "final accuracy on held-out training images is reached (>: not by every seed). Similarity: "
-    "mean |cosine| of feature-map pairs on test images, over layers. Time: of training, median."
+    "mean |cosine| of feature-map pairs on test images, over layers; change: its difference to the "
+    "first row, paired. Time: of training, median."
 )
 
 
@@ -45,18 +47,19 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
         return (
             summary.method,
             "" if summary.coefficient is None else f"{summary.coefficient:g}",
-            _percent(summary.accuracy),
-            "" if control else _percent(summary.accuracy_gain, sign="+"),
+            f"{100 * summary.accuracy.mean:.1f}{_half(100 * summary.accuracy.half_width, 1)}",
+            "" if control else _signed(summary.accuracy_gain, 1, 100),
             f"{more}{summary.epochs_to_target.mean:.1f}",
-            f"{summary.similarity.mean:.3f}{_half(summary.similarity.half_width, 3)}",
+            f"{summary.similarity.mean:.3f}",
+            "" if control else _signed(summary.similarity_gain, 3),
             f"{summary.seconds:.1f}",
         )
 
     return [row(summary) for summary in summaries]
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
-    return f"{100 * estimate.mean:{sign}.1f}{_half(100 * estimate.half_width, 1)}"
+def _signed(estimate: Estimate, digits: int, unit: float = 1) -> str:
+    return f"{unit * estimate.mean:+.{digits}f}{_half(unit * estimate.half_width, digits)}"
 
 
 def _half(width: float, digits: int) -> str:
@@ -74,7 +77,7 @@ def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
         pad_edge=False,
     )
     for i, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows(summaries):
         table.add_row(*map(escape_markup, row))
     return table

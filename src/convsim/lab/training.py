@@ -10,163 +10,25 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
-from torchmetrics.functional.classification import multiclass_accuracy
 
-from convsim.errors import ConvsimError, NonFiniteError
+from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
-from convsim.lab.datasets import ImageData
-from convsim.lab.methods import Method
+from convsim.lab.classifier import Classifier, accuracy, in_order
 from convsim.lab.models import build_model
-from convsim.lab.records import Record, environment, record_key
+from convsim.lab.records import Record, environment
+from convsim.lab.runs import Run
 from convsim.redundancy import measure
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each epoch with its number from 1, how many there are, and its scores."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, whatever the method: SGD with momentum on cross-entropy.
-
-    Attributes:
-        model: A name that `convsim.lab.models.build_model` knows.
-        width: The model's width; the model's own default if None, as in the next two.
-        norm: "batch" or "none".
-        activation: "relu", "elu" or "leaky_relu".
-        epochs: Passes over the training part.
-        batch_size: Images per step.
-        lr: The learning rate at the start.
-        momentum: SGD's momentum.
-        weight_decay: SGD's weight decay.
-        schedule: "cosine" (to zero over the epochs), "constant", or "steps" (a tenth after half and
-            after three quarters of the epochs).
-        validation: The share of the training part that is held out and scored after every epoch.
-        measured_images: How many test images feature-map similarity is measured on.
-    """
-
-    model: str = "cnn"
-    width: int | None = None
-    norm: Literal["batch", "none"] | None = None
-    activation: Literal["relu", "elu", "leaky_relu"] | None = None
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    validation: float = 0.1
-    measured_images: int = 256
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that decides a run's result.
-
-    Attributes:
-        method: The method, with one coefficient.
-        seed: Seeds the weights and the order of the images.
-        recipe: The recipe.
-        data: The data; what its `test_images` are is looked at once, at the end.
-        test: Whether to look at them at all; tuning does not.
-    """
-
-    method: Method
-    seed: int
-    recipe: Recipe
-    data: ImageData = field(repr=False)
-    test: bool = True
-
-    def configuration(self) -> Record:
-        """Return what decides the result, as JSON."""
-        data = {
-            "name": self.data.name,
-            "fingerprint": self.data.fingerprint,
-            "train": len(self.data.train_labels),
-            "test": len(self.data.test_labels),
-        }
-        method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
-        return {
-            "method": method,
-            "seed": self.seed,
-            "recipe": asdict(self.recipe),
-            "data": data,
-            "looks_at_test": self.test,
-        }
-
-    @property
-    def key(self) -> str:
-        """A name for the configuration."""
-        return record_key(self.configuration())
-
-
-class Classifier(LightningModule):
-    """A model under a recipe; uint8 images in, standardised by the training part's mean and std."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, recipe: Recipe, train_images: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.recipe = recipe
-        pixels = train_images.float().transpose(0, 1).flatten(1)
-        shape = (1, -1, 1, 1)
-        self.register_buffer("mean", pixels.mean(1).view(shape))
-        self.register_buffer("std", pixels.std(1).clamp(min=1e-3).view(shape))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, C, H, W) to logits (N, classes)."""
-        logits: Tensor = self.model((images.float() - self.mean) / self.std)
-        return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Compute the loss, and stop if it is not finite."""
-        images, labels = batch
-        loss = nn.functional.cross_entropy(self(images), labels)
-        self._require_finite(loss, "training loss")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Score a batch of the held-out share."""
-        images, labels = batch
-        logits = self(images)
-        self._require_finite(logits.sum(), "validation output")
-        correct = multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
-        self.log("accuracy", correct, batch_size=len(labels))
-
-    def configure_optimizers(self) -> Any:
-        """Build SGD with the recipe's schedule, stepped every epoch."""
-        r = self.recipe
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay
-        )
-        schedulers = torch.optim.lr_scheduler
-        scheduler: dict[str, Callable[[], Any]] = {
-            "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),
-            "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, r.epochs),
-            "steps": lambda: schedulers.MultiStepLR(
-                optimizer, [r.epochs // 2, r.epochs * 3 // 4], gamma=0.1
-            ),
-        }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler[r.schedule]()}
-
-    def _require_finite(self, value: Tensor, what: str) -> None:
-        if not torch.isfinite(value):
-            raise NonFiniteError(
-                f"The {what} became {value.item()} in epoch {self.current_epoch + 1}, step "
-                f"{self.global_step}. Training stopped; the last good checkpoint is kept. Lower "
-                f"the learning rate (now {self.recipe.lr}) or the penalty's coefficient."
-            )
 
 
 class _ShuffledBatches(Sampler[list[int]]):
@@ -273,7 +135,7 @@ def train(
                 TensorDataset(split.train_images, split.train_labels),
                 sampler=batches, batch_size=None,
             ),
-            _in_order(split.test_images, split.test_labels),
+            in_order(split.test_images, split.test_labels),
             ckpt_path=checkpoint if finished else None,
             weights_only=True,
         )  # fmt: skip
@@ -291,7 +153,7 @@ def train(
         result["test_accuracy"] = accuracy(classifier, run.data.test_images, run.data.test_labels)
         report = measure(
             classifier,
-            _in_order(run.data.test_images[: recipe.measured_images],
+            in_order(run.data.test_images[: recipe.measured_images],
                       run.data.test_labels[: recipe.measured_images], batch_size=64),
         )  # fmt: skip
         result["similarity"] = {
@@ -307,25 +169,6 @@ def train(
         "environment": environment(),
     }
     return classifier.model, record
-
-
-@torch.no_grad()
-def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Compute the share of images that a classifier labels rightly, in ``eval()`` mode."""
-    classifier.eval()
-    device = next(classifier.parameters()).device
-    correct = sum(
-        int((classifier(image.to(device)).argmax(1).cpu() == label).sum())
-        for image, label in _in_order(images, labels)
-    )
-    return correct / len(labels)
-
-
-def _in_order(images: Tensor, labels: Tensor, batch_size: int = 500) -> DataLoader[Any]:
-    batches = [
-        list(range(len(labels)))[i : i + batch_size] for i in range(0, len(labels), batch_size)
-    ]
-    return DataLoader(TensorDataset(images, labels), sampler=batches, batch_size=None)
 
 
 def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callback]) -> Record:

@@ -1,0 +1,96 @@
+"""The Lightning module that every run trains, and its test accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from convsim.errors import NonFiniteError
+from convsim.lab.runs import Recipe
+
+
+class Classifier(LightningModule):
+    """A model under a recipe; uint8 images in, standardised by the training part's mean and std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, recipe: Recipe, train_images: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        pixels = train_images.float().transpose(0, 1).flatten(1)
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", pixels.mean(1).view(shape))
+        self.register_buffer("std", pixels.std(1).clamp(min=1e-3).view(shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images (N, C, H, W) to logits (N, classes)."""
+        logits: Tensor = self.model((images.float() - self.mean) / self.std)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Compute the loss, and stop if it is not finite."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self(images), labels)
+        self._require_finite(loss, "training loss")
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Score a batch of the held-out share."""
+        images, labels = batch
+        logits = self(images)
+        self._require_finite(logits.sum(), "validation output")
+        correct = multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
+        self.log("accuracy", correct, batch_size=len(labels))
+
+    def configure_optimizers(self) -> Any:
+        """Build SGD with the recipe's schedule, stepped every epoch."""
+        r = self.recipe
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay
+        )
+        schedulers = torch.optim.lr_scheduler
+        scheduler: dict[str, Callable[[], Any]] = {
+            "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),
+            "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, r.epochs),
+            "steps": lambda: schedulers.MultiStepLR(
+                optimizer, [r.epochs // 2, r.epochs * 3 // 4], gamma=0.1
+            ),
+        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler[r.schedule]()}
+
+    def _require_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value):
+            raise NonFiniteError(
+                f"The {what} became {value.item()} in epoch {self.current_epoch + 1}, step "
+                f"{self.global_step}. Training stopped; the last good checkpoint is kept. Lower "
+                f"the learning rate (now {self.recipe.lr}) or the penalty's coefficient."
+            )
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Compute the share of images that a classifier labels rightly, in ``eval()`` mode."""
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    correct = sum(
+        int((classifier(image.to(device)).argmax(1).cpu() == label).sum())
+        for image, label in in_order(images, labels)
+    )
+    return correct / len(labels)
+
+
+def in_order(images: Tensor, labels: Tensor, batch_size: int = 500) -> DataLoader[Any]:
+    """Load images (N, C, H, W) and labels (N,) batch by batch, in their order."""
+    batches = [
+        list(range(len(labels)))[i : i + batch_size] for i in range(0, len(labels), batch_size)
+    ]
+    return DataLoader(TensorDataset(images, labels), sampler=batches, batch_size=None)

@@ -1,0 +1,85 @@
+"""What a run is: a method, a seed, a recipe and data, named by a key made of all that decides it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from convsim.lab.datasets import ImageData
+from convsim.lab.methods import Method
+from convsim.lab.records import Record, record_key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, whatever the method: SGD with momentum on cross-entropy.
+
+    Attributes:
+        model: A name that `convsim.lab.models.build_model` knows.
+        width: The model's width; the model's own default if None, as in the next two.
+        norm: "batch" or "none".
+        activation: "relu", "elu" or "leaky_relu".
+        epochs: Passes over the training part.
+        batch_size: Images per step.
+        lr: The learning rate at the start.
+        momentum: SGD's momentum.
+        weight_decay: SGD's weight decay.
+        schedule: "cosine" (to zero over the epochs), "constant", or "steps" (a tenth after half and
+            after three quarters of the epochs).
+        validation: The share of the training part that is held out and scored after every epoch.
+        measured_images: How many test images feature-map similarity is measured on.
+    """
+
+    model: str = "cnn"
+    width: int | None = None
+    norm: Literal["batch", "none"] | None = None
+    activation: Literal["relu", "elu", "leaky_relu"] | None = None
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    validation: float = 0.1
+    measured_images: int = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's result.
+
+    Attributes:
+        method: The method, with one coefficient.
+        seed: Seeds the weights and the order of the images.
+        recipe: The recipe.
+        data: The data; what its `test_images` are is looked at once, at the end.
+        test: Whether to look at them at all; tuning does not.
+    """
+
+    method: Method
+    seed: int
+    recipe: Recipe
+    data: ImageData = field(repr=False)
+    test: bool = True
+
+    def configuration(self) -> Record:
+        """Return what decides the result, as JSON."""
+        data = {
+            "name": self.data.name,
+            "fingerprint": self.data.fingerprint,
+            "train": len(self.data.train_labels),
+            "test": len(self.data.test_labels),
+        }
+        method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
+        return {
+            "method": method,
+            "seed": self.seed,
+            "recipe": asdict(self.recipe),
+            "data": data,
+            "looks_at_test": self.test,
+        }
+
+    @property
+    def key(self) -> str:
+        """A name for the configuration."""
+        return record_key(self.configuration())
