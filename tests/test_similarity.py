@@ -195,6 +195,23 @@ def test_low_precision_weights_are_accumulated_in_float32(dtype):
     assert actual.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
+def test_autocast_does_not_lower_the_precision():
+    weight = random_weight((16, 8, 3, 3), dtype=torch.float32)
+    options = {"pairs": "all", "channels": "crossed", "scale": "unit", "reduction": "mean"}
+
+    def compute():
+        value = convsim.convolutional_similarity(weight)
+        return value, convsim.similarity_matrix(weight), *bank_similarity_and_gradient(
+            kernel_bank(weight), **options
+        )  # fmt: skip
+
+    expected = compute()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = compute()
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-15, 1e15, 1e30])
 def test_unit_scale_ignores_norms_of_any_size(magnitude):
     weight = random_weight((4, 2, 3, 3), dtype=torch.float32)

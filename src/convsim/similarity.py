@@ -12,10 +12,11 @@ autocorrelation, and similarity becomes an inner product of such vectors: all pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import product
 from math import gcd
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -132,8 +133,9 @@ def similarity_matrix(
     bank = kernel_bank(
         weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
     )
-    a_GMX = _autocorrelation(bank, channels, scale)
-    matrix: Tensor = torch.block_diag(*(a_GMX @ a_GMX.mT))
+    with _full_precision(weight):
+        a_GMX = _autocorrelation(bank, channels, scale)
+        matrix: Tensor = torch.block_diag(*(a_GMX @ a_GMX.mT))
     return matrix
 
 
@@ -141,7 +143,8 @@ def bank_similarity(
     bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
 ) -> Tensor:
     """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
-    a_GMX = _autocorrelation(bank, channels, scale)
+    with _full_precision(bank.filters):
+        a_GMX = _autocorrelation(bank, channels, scale)
     return 0.5 * _pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
 
 
@@ -158,7 +161,7 @@ def bank_similarity_and_gradient(
     Returns:
         The scalar, and the gradient (G, M, C, k) of the filters' dtype.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _full_precision(bank.filters):
         w_GMCn, norm, peak = _scaled(bank, scale)
         a_GMX = _pool(_gram(w_GMCn, channels), bank).flatten(2)
         partners_GMX = _partners(a_GMX, pairs)
@@ -203,6 +206,14 @@ def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None
         if value not in get_args(kind):
             known = " or ".join(map(repr, get_args(kind)))
             raise ConvsimError(f"{name} must be {known}; got {value!r}.")
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast, which would multiply matrices in half precision, out of a block."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run is: a method, a seed, a recipe and data, named by a key made of all that decides it."""
+"""What decides a run's result: method, seed, recipe and data; its key is made of all of them."""
 
 from __future__ import annotations
 
