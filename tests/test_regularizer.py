@@ -156,7 +156,7 @@ def test_repr_lists_the_layers_and_says_which_are_left_out():
     text = repr(Regularizer(model_of_all_kinds()))
     assert "plain: Conv2d, 1 × 8 filters of 3 × 3×3\n" in text
     assert "depthwise: Conv2d, 8 × 1 filters of 1 × 3×3 (left out: constant)" in text
-    assert "coefficient=0.3" in text
+    assert "coefficient=3" in text
 
 
 def test_nothing_to_act_on_warns_and_is_zero():

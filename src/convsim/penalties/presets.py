@@ -26,8 +26,8 @@ class Preset:
 
 PRESETS = {
     # Scale-free, so that it can only be lowered by changing directions, and mean-reduced, so that
-    # one coefficient serves networks of any width and depth.
-    "recommended": Preset(ConvolutionalSimilarity(), coefficient=0.3),
+    # one coefficient serves networks of any width and depth (experiments/00_first_comparison).
+    "recommended": Preset(ConvolutionalSimilarity(), coefficient=3.0),
     # As in the authors' code (ZakariaeBelmekki98/Convolutional_Similarity).
     "authors": Preset(
         ConvolutionalSimilarity(pairs="adjacent", channels="matched", scale="raw", reduction="sum"),
