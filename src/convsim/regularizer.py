@@ -117,8 +117,8 @@ class Regularizer:
             value, gradient = self.penalty.value_and_gradient(bank)
             values.append(value * self._layer_coefficient())
             if weight.requires_grad:
-                gradient = bank.to_weight(gradient) * (self._layer_coefficient() * scale)
-                _accumulate(weight, gradient.to(weight.dtype))
+                factor = self._layer_coefficient() * scale
+                _accumulate(weight, bank.to_weight(gradient), factor)
         if not values:
             return self()
         return torch.stack([value.to(values[0].device) for value in values]).sum()
@@ -152,7 +152,11 @@ class Regularizer:
         return self.coefficient / (len(self._acting) if mean else 1)
 
 
-def _accumulate(weight: Tensor, gradient: Tensor) -> None:
+def _accumulate(weight: Tensor, gradient: Tensor, factor: float) -> None:
+    if weight.is_leaf and weight.grad is not None and weight.dtype == gradient.dtype:
+        weight.grad.add_(gradient, alpha=factor)
+        return
+    gradient = (gradient * factor).to(weight.dtype)
     if not weight.is_leaf:  # parametrized: on to the parameters it is computed from
         weight.backward(gradient)
     elif weight.grad is None:

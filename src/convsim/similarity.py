@@ -168,14 +168,14 @@ def bank_similarity_and_gradient(
         weight = _pair_weight(bank, pairs, reduction)
         value = 0.5 * weight * (a_GMX * partners_GMX).sum()
         t_nn = _unpool(partners_GMX.unflatten(2, (-1, _classes(bank)[1])), bank)
+        if scale == "unit":  # g − W⟨g, W⟩ = 2·W·(T − ⟨a, N⟩·1), as ⟨g, W⟩ = 2⟨T, WᵀW⟩ = 2⟨a, N⟩
+            along_GM = (a_GMX * partners_GMX).sum(-1)
+            t_nn.diagonal(dim1=-2, dim2=-1).sub_(along_GM[..., None, None])
+        t_nn *= (2 * weight / norm / peak).unsqueeze(2)
         if channels == "matched":  # every channel has a matrix of its own
             gradient = (w_GMCn.unsqueeze(-2) @ t_nn).squeeze(-2)
         else:
             gradient = w_GMCn @ t_nn.squeeze(2)
-        gradient = gradient.mul_(2 * weight)
-        if scale == "unit":
-            along = (gradient * w_GMCn).sum((-2, -1), keepdim=True)
-            gradient = (gradient - along * w_GMCn) / norm / peak
         return value, gradient.unflatten(-1, bank.kernel)
 
 
@@ -228,10 +228,10 @@ def _scaled(bank: KernelBank, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
     Dividing by the largest element first keeps the squares of filters of norm 1e±30 in range.
     """
     w_GMCn = bank.filters.flatten(3)
-    one = w_GMCn.new_ones(())
     if scale == "raw":
+        one = w_GMCn.new_ones((1, 1, 1, 1))
         return w_GMCn, one, one
-    peak = w_GMCn.detach().abs().amax((-2, -1), keepdim=True)
+    peak = torch.linalg.vector_norm(w_GMCn.detach(), torch.inf, dim=(-2, -1), keepdim=True)
     peak = torch.where(peak < torch.finfo(peak.dtype).tiny, torch.inf, peak)
     w_GMCn = w_GMCn / peak
     norm = torch.linalg.vector_norm(w_GMCn, dim=(-2, -1), keepdim=True).clamp(min=1)
