@@ -29,7 +29,7 @@ demo: $(READY)  ## train the same small CNN with and without the penalty, and sh
 	$(BIN)/convsim demo
 
 test: $(VENV)/.ready-dev  ## the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

@@ -79,7 +79,7 @@ def test_subclasses_count_and_other_layers_do_not():
         (lambda name, module: module.kernel_size == (3, 3), ["a"]),
         (["a", nn.Conv1d], ["a", "b.1"]),
     ],
-    ids=str,
+    ids=["all", "pattern", "type", "predicate", "several"],
 )
 def test_selection(layers, expected):
     model = nn.ModuleDict(

@@ -175,7 +175,7 @@ def test_nothing_to_act_on_warns_and_is_zero():
         ({"coefficient": lambda step: "x"}, "got 'x' at step 0"),
         ({"layers": "no*"}, "No convolution is selected"),
     ],
-    ids=str,
+    ids=["penalty", "negative", "nan", "schedule", "layers"],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(convsim.ConvsimError, match=message):
