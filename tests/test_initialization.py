@@ -118,6 +118,18 @@ def test_a_step_that_overflows_is_named_and_nothing_is_changed():
     assert torch.equal(model.weight, before)
 
 
+def test_zero_filters_stay_zero():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    nn.init.zeros_(model[1].weight)
+    with torch.no_grad():
+        model[0].weight[2] = 0
+    history = initialize_(model, steps=3)
+    assert not model[0].weight[2].any()
+    assert not model[1].weight.any()
+    assert history.norm_ratio["1"] == 1
+    assert model[0].weight.isfinite().all()
+
+
 def test_nothing_to_act_on_warns():
     with pytest.warns(convsim.ConvsimWarning, match="left as it is"):
         history = initialize_(nn.Conv2d(4, 4, 1))

@@ -94,6 +94,13 @@ def test_it_sums_or_averages_over_the_layers_it_acts_on():
     assert values["depthwise"] == 0
 
 
+def test_the_matched_form_acts_on_pointwise_kernels():
+    model = nn.Conv2d(8, 8, 1)
+    regularizer = Regularizer(model, ConvolutionalSimilarity(channels="matched"))
+    regularizer.backward_()
+    assert model.weight.grad.any()
+
+
 def test_authors_form_equals_the_published_formula():
     """Σ over layers, adjacent filters and matched channels of ‖K[i,c] ⋆ K[i+1,c]‖², by conv2d."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 5))

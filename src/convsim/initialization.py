@@ -118,10 +118,11 @@ def initialize_(
                     bank.filters.mul_(norms[name] / torch.where(now > 0, now, 1))
             advance()
         ratio = {
-            name: (_norms(bank.filters).mean() / norms[name].mean()).item()
+            name: (_norms(bank.filters).sum() / norms[name].sum()).item()
+            if norms[name].any()
+            else 1.0
             for name, bank in banks.items()
         }
-        _check_finite(ratio, steps)
         for name, bank in banks.items():
             write[name](bank.to_weight(bank.filters))
     columns = zip(*history, strict=True)

@@ -10,6 +10,7 @@ from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import METHODS, Method, parse_method
+from convsim.lab.models import build_model
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 
@@ -51,6 +52,18 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
     assert equal_models(whole, resumed)
     for entry in ("validation_accuracy", "train_loss", "penalty", "test_accuracy", "similarity"):
         assert resumed_record["result"][entry] == record["result"][entry]
+
+
+def test_resume_is_exact_where_training_draws_random_numbers(digits, tmp_path, monkeypatch):
+    def with_dropout(*arguments, **options):
+        return torch.nn.Sequential(torch.nn.Dropout(0.3), build_model(*arguments, **options))
+
+    monkeypatch.setattr("convsim.lab.training.build_model", with_dropout)
+    run = Run(METHODS["none"], 5, TINY, digits)
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(1))
+    torch.rand(7)
+    assert equal_models(train(run, tmp_path)[0], train(run)[0])
 
 
 def test_the_record_says_what_was_in_effect(digits):
