@@ -59,8 +59,13 @@ class _Bookkeeping(Callback):
         self.started = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.manual_seed(self.run.seed * 1_000_003 + trainer.current_epoch)
         self.started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
+            torch.manual_seed(self.run.seed * 1_000_003 + trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
