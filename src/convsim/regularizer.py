@@ -72,9 +72,10 @@ class Regularizer:
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         if not self._acting:
             warnings.warn(
-                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers "
-                f"({', '.join(self._shapes)}): it is 0 with no gradient. Select other layers or "
-                'another form, such as ConvolutionalSimilarity(channels="matched").',
+                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers, which "
+                "have one filter per group or no lag but 0 (as 1×1 kernels): it is 0 with no "
+                "gradient. Select other layers, or a form that acts on 1×1 kernels, such as "
+                'ConvolutionalSimilarity(channels="matched").',
                 ConvsimWarning,
                 stacklevel=2,
             )

@@ -1,0 +1,51 @@
+"""Unmodified networks of torchvision and timm: both routes agree, and a step lowers the penalty."""
+
+import pytest
+import torch
+
+import convsim
+from convsim.lab.models import build_model
+
+NAMES = [
+    "torchvision:resnet18",
+    "torchvision:googlenet",
+    "timm:mobilenetv3_small_050",  # depthwise, squeeze and excitation
+    "timm:resnetv2_50",  # pre-activation
+    "timm:nf_resnet26",  # scaled weight standardisation
+    "timm:resnext26ts",  # groups
+    "timm:ghostnet_050",
+]
+
+
+@pytest.mark.usefixtures("vision")
+def test_convnext_has_nothing_for_the_recommended_form():
+    """Its convolutions are depthwise, pointwise, or as wide as their stride."""
+    model = build_model("timm:convnext_atto", classes=10)
+    with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 40 selected layers"):
+        assert convsim.Regularizer(model)() == 0
+    matched = convsim.ConvolutionalSimilarity(channels="matched")
+    assert convsim.Regularizer(model, matched)() > 0
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+@pytest.mark.parametrize("name", NAMES)
+def test_real_models(name):
+    torch.manual_seed(0)
+    model = build_model(name, classes=10)
+    regularizer = convsim.Regularizer(model, coefficient=1.0)
+    weights = [p for p in model.parameters() if p.dim() > 2]
+    value = regularizer()
+    expected = torch.autograd.grad(value, weights, allow_unused=True)
+    torch.testing.assert_close(regularizer.backward_(), value.detach())
+    for weight, gradient in zip(weights, expected, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+        else:
+            assert weight.grad is None
+    torch.optim.SGD(weights, lr=1.0).step()
+    assert regularizer().item() < value.item()
+    report = convsim.measure(
+        model, [torch.randn(2, 3, 64, 64)], layers=[layer.name for layer in regularizer.layers[:3]]
+    )
+    assert all(0 <= layer.similarity <= 1 for layer in report.layers)
