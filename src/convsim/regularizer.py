@@ -72,7 +72,7 @@ class Regularizer:
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         if not self._acting:
             warnings.warn(
-                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers, which "
+                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
                 "have one filter per group or no lag but 0 (as 1×1 kernels): it is 0 with no "
                 "gradient. Select other layers, or a form that acts on 1×1 kernels, such as "
                 'ConvolutionalSimilarity(channels="matched").',
