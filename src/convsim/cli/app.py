@@ -95,7 +95,9 @@ def _version(
 @app.command("train")
 def train_command(
     data: Data,
-    folder: Annotated[Path, typer.Option("--out", help="Checkpoint, weights and record.")],
+    folder: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Checkpoint, weights and record.")
+    ],
     method: MethodName = "recommended",
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights and image order.")] = 0,
     train_images: TrainImages = None,
@@ -146,7 +148,9 @@ def train_command(
 @app.command("compare")
 def compare_command(
     data: Data,
-    folder: Annotated[Path, typer.Option("--out", help="Records, checkpoints, table, figure.")],
+    folder: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Records, checkpoints, table, figure.")
+    ],
     method: MethodNames = ["none", "authors", "recommended"],  # noqa: B006 - typer copies it
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds for each coefficient.")] = 2,
@@ -178,7 +182,9 @@ def compare_command(
 
 @app.command("demo")
 def demo_command(
-    folder: Annotated[Path, typer.Option("--out", help="Where the results go.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Where the results go.")
+    ] = Path("demo"),
 ) -> None:
     """Train the same small CNN on handwritten digits with and without the penalty, ten seeds."""
     recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch import Tensor
 
@@ -187,9 +187,11 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
             return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
     # PIL's decoders let through many kinds of errors on bytes that are no image.
     except Exception as error:
+        # Its own text for this one holds the address of an object.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
             f"Every image must be a readable file of moderate size with 8 bits per channel: "
-            f"{str(entry.name)!r} in {where} is not ({error}). Replace it or take it out."
+            f"{str(entry.name)!r} in {where} is not ({reason}). Replace it or take it out."
         ) from error
 
 
