@@ -91,3 +91,62 @@ def test_bad_input_is_refused():
     unused.forward = lambda x: x
     with pytest.raises(convsim.ConvsimError, match="never reached these layers: 0"):
         convsim.measure(unused, [torch.randn(1, 3, 8, 8)])
+
+
+def _layer_on(maps: torch.Tensor) -> convsim.LayerRedundancy:
+    """Measure given maps (N, M, …) as the output of an identity 1×1 convolution."""
+    filters = maps.shape[1]
+    conv = torch.nn.Conv2d(filters, filters, 1, bias=False).to(maps.dtype)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(filters)[..., None, None])
+    return convsim.measure(torch.nn.Sequential(conv), [maps]).layers[0]
+
+
+def test_the_matrix_equals_torchmetrics_pairwise_cosine():
+    maps = torch.randn(5, 7, 6, 4, dtype=torch.float64, generator=torch.manual_seed(0))
+    expected = torch.stack(
+        [pairwise_cosine_similarity(image.flatten(1), zero_diagonal=False).abs() for image in maps]
+    ).mean(0)
+    torch.testing.assert_close(_layer_on(maps).matrix, expected, rtol=0, atol=1e-12)
+
+
+def test_chunks_of_images_change_nothing(monkeypatch):
+    maps = torch.randn(5, 7, 6, 4, dtype=torch.float64, generator=torch.manual_seed(0))
+    whole = _layer_on(maps)
+    monkeypatch.setattr("convsim.redundancy._CHUNK", 100)  # two images at once
+    torch.testing.assert_close(_layer_on(maps).matrix, whole.matrix, rtol=0, atol=1e-14)
+
+
+def test_effective_rank_counts_the_directions_in_use():
+    identity = torch.eye(16, dtype=torch.float64).reshape(1, 16, 4, 4)
+    assert _layer_on(identity).effective_rank == pytest.approx(16)
+    three = identity[:, [0, 1, 2, 0, 1, 2]]
+    assert _layer_on(three).effective_rank == pytest.approx(3)
+
+
+def test_dead_maps_are_counted_only_if_zero_on_every_image():
+    maps = torch.randn(2, 4, 3, 3, generator=torch.manual_seed(0))
+    maps[:, 1] = 0
+    maps[0, 2] = 0
+    layer = _layer_on(maps)
+    assert layer.dead == 1
+    assert not layer.matrix[1].any()
+    nothing = _layer_on(torch.zeros(2, 4, 3, 3))
+    assert (nothing.dead, nothing.effective_rank, nothing.similarity) == (4, 0, 0)
+
+
+def test_duplicates_name_the_pairs_most_alike_first():
+    maps = torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
+    maps[:, 3] = -2 * maps[:, 0]
+    maps[:, 4] = maps[:, 1] + 0.1 * maps[:, 2]
+    pairs = _layer_on(maps).duplicates(0.9)
+    assert [pair[:2] for pair in pairs] == [(0, 3), (1, 4)]
+    assert pairs[0][2] == pytest.approx(1)
+    assert 0.98 < pairs[1][2] < 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold):
+    layer = _layer_on(torch.randn(1, 2, 3, 3))
+    with pytest.raises(convsim.ConvsimError, match=r"threshold .* \[0, 1\]; got"):
+        layer.duplicates(threshold)

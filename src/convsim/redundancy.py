@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,36 @@ class LayerRedundancy:
         similarity: Mean absolute cosine similarity of two different feature maps of one image, over
             all pairs and images; in [0, 1]. NaN for a layer with one filter.
         correlation: The same with each map's mean over its pixels removed first.
+        effective_rank: exp of the entropy of the eigenvalues, divided by their sum, of the maps'
+            Gram matrix over all images (Roy and Vetterli 2007): how many directions the maps
+            really use, in [1, filters]. 0 if every map is zero.
+        dead: Number of maps that are zero on every image.
+        matrix: (filters, filters), float64, on the CPU: the mean over images of the absolute cosine
+            of every two maps. Left out of comparisons by ``==``.
     """
 
     name: str
     filters: int
     similarity: float
     correlation: float
+    effective_rank: float
+    dead: int
+    matrix: Tensor = field(repr=False, compare=False)
+
+    def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
+        """List the pairs of maps whose mean absolute cosine is at least `threshold`.
+
+        Returns:
+            (i, j, value) with i < j, the most alike first.
+
+        Raises:
+            ConvsimError: If the threshold is outside [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
+        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
+        return sorted(pairs, key=lambda pair: -pair[2])
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,8 @@ def measure(
         ConvsimError: If there is no batch, or a selected layer is never reached.
         NonFiniteError: If a feature map holds NaN or infinity; names the layer.
 
-    Cost: a forward pass, and for each image and layer M² products of maps; memory for one batch.
+    Cost: a forward pass, and for each image and layer 3 M² products of maps in float64, then one
+    eigendecomposition (M³) by layer. Memory: one batch, and 3 M² numbers by layer.
     """
     chosen = conv_layers(model, layers)
     device = next(model.parameters()).device
@@ -81,7 +106,7 @@ def measure(
     images = 0
 
     def record(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        value = _pair_similarities(output.detach())
+        value = _pair_sums(output.detach())
         if not value.isfinite().all():
             raise NonFiniteError(
                 f"Layer {name!r} put out a feature map with NaN or infinite values. Check the "
@@ -115,29 +140,61 @@ def measure(
             "out with layers=…."
         )
 
-    def layer_redundancy(name: str, filters: int) -> LayerRedundancy:
-        pairs = filters * (filters - 1)
-        similarity, correlation = sums[name] / (pairs * maps[name]) if pairs else [float("nan")] * 2
-        return LayerRedundancy(name, filters, float(similarity), float(correlation))
-
     return RedundancyReport(
-        tuple(layer_redundancy(layer.name, layer.module.out_channels) for layer in chosen),  # type: ignore[arg-type]
+        tuple(_summarize(layer.name, sums[layer.name], maps[layer.name]) for layer in chosen),
         images,
     )
 
 
-def _pair_similarities(output_NMx: Tensor) -> Tensor:
-    """Sum |cosine| over ordered pairs of different maps and over images: raw, and less the mean."""
-    maps_NMP = output_NMx.double().flatten(2)
-    centered_NMP = maps_NMP - maps_NMP.mean(-1, keepdim=True)
-    # What is left of a constant map is float32 rounding: it has no direction.
-    rounding_NM1 = 1e-6 * maps_NMP.abs().amax(-1, keepdim=True)
-    constant_NM1 = centered_NMP.abs().amax(-1, keepdim=True) <= rounding_NM1
-    centered_NMP = torch.where(constant_NM1, 0, centered_NMP)
-    return torch.stack([_off_diagonal(maps_NMP), _off_diagonal(centered_NMP)])
+def _pair_sums(output_NMx: Tensor) -> Tensor:
+    """Sum |cosine|, |correlation| and inner product of every two maps over images: (3, M, M)."""
+    total_3MM: Tensor | int = 0
+    most = max(1, _CHUNK // output_NMx.shape[1] ** 2)
+    for chunk_NMx in output_NMx.split(most):
+        maps_NMP = chunk_NMx.double().flatten(2)
+        centered_NMP = maps_NMP - maps_NMP.mean(-1, keepdim=True)
+        # What is left of a constant map is float32 rounding: it has no direction.
+        rounding_NM1 = 1e-6 * maps_NMP.abs().amax(-1, keepdim=True)
+        constant_NM1 = centered_NMP.abs().amax(-1, keepdim=True) <= rounding_NM1
+        centered_NMP = torch.where(constant_NM1, 0, centered_NMP)
+        gram_MM = (maps_NMP @ maps_NMP.mT).sum(0)
+        total_3MM = total_3MM + torch.stack([_cosines(maps_NMP), _cosines(centered_NMP), gram_MM])
+    assert isinstance(total_3MM, Tensor)
+    return total_3MM
 
 
-def _off_diagonal(maps_NMP: Tensor) -> Tensor:
+_CHUNK = 2**24
+"""Most numbers in the pair matrices of the images handled at once (128 MiB in float64)."""
+
+
+def _cosines(maps_NMP: Tensor) -> Tensor:
     unit_NMP = nn.functional.normalize(maps_NMP, dim=-1, eps=torch.finfo(torch.float64).tiny)
-    cosine_NMM = (unit_NMP @ unit_NMP.mT).abs()
-    return cosine_NMM.sum() - cosine_NMM.diagonal(dim1=1, dim2=2).sum()
+    return (unit_NMP @ unit_NMP.mT).abs().sum(0)
+
+
+def _summarize(name: str, sums_3MM: Tensor, images: int) -> LayerRedundancy:
+    cosine_MM, correlation_MM, gram_MM = (sums_3MM / images).cpu()
+    filters = len(gram_MM)
+    pairs = filters * (filters - 1)
+
+    def mean_over_pairs(values_MM: Tensor) -> float:
+        return float(values_MM.sum() - values_MM.trace()) / pairs if pairs else float("nan")
+
+    return LayerRedundancy(
+        name,
+        filters,
+        mean_over_pairs(cosine_MM),
+        mean_over_pairs(correlation_MM),
+        _effective_rank(gram_MM),
+        int((gram_MM.diagonal() == 0).sum()),
+        cosine_MM,
+    )
+
+
+def _effective_rank(gram_MM: Tensor) -> float:
+    """Return exp of the entropy of a Gram matrix's eigenvalues over their sum, 0 if all are 0."""
+    eigenvalues = torch.linalg.eigvalsh(gram_MM).clamp_min(0)
+    if not eigenvalues.sum():
+        return 0.0
+    share = eigenvalues / eigenvalues.sum()
+    return float(torch.special.entr(share).sum().exp())
