@@ -12,5 +12,5 @@ def test_readme_code_runs(capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert "LayerRedundancy(name='0', filters=32" in capsys.readouterr().out
+    assert "LayerRedundancy(name='0', kind='Conv2d', filters=32" in capsys.readouterr().out
     assert names["matrix"].shape == (64, 64)

@@ -10,8 +10,15 @@ from convsim.errors import (
 from convsim.initialization import InitializationHistory, initialize_
 from convsim.kernels import conv_layers
 from convsim.penalties import PRESETS, ConvolutionalSimilarity
-from convsim.redundancy import LayerRedundancy, RedundancyReport, measure
+from convsim.redundancy import measure
 from convsim.regularizer import Regularizer
+from convsim.report import (
+    KernelRedundancy,
+    LayerRedundancy,
+    MapPair,
+    RedundancyComparison,
+    RedundancyReport,
+)
 from convsim.similarity import convolutional_similarity, similarity_matrix
 
 __version__ = "0.1.0.dev0"
@@ -26,7 +33,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "InitializationHistory",
     "measure",
     "RedundancyReport",
+    "RedundancyComparison",
     "LayerRedundancy",
+    "KernelRedundancy",
+    "MapPair",
     "conv_layers",
     # choices
     "ConvolutionalSimilarity",

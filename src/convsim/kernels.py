@@ -258,6 +258,28 @@ def conv_layers(
     return distinct
 
 
+def selected_modules(
+    model: nn.Module, modules: LayerFilter | Iterable[LayerFilter]
+) -> list[tuple[str, nn.Module]]:
+    """List the modules of a model, of any kind, that a filter like that of `conv_layers` selects.
+
+    Raises:
+        ConvsimError: If nothing is selected.
+    """
+    matches = _as_predicate(modules)
+    chosen = [(name, module) for name, module in model.named_modules() if matches(name, module)]
+    if not chosen:
+        raise ConvsimError(
+            f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
+        )
+    return chosen
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution that convsim knows."""
+    return isinstance(module, _KINDS)
+
+
 def _as_predicate(
     layers: LayerFilter | Iterable[LayerFilter] | None,
 ) -> Callable[[str, nn.Module], bool]:

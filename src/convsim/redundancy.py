@@ -1,193 +1,303 @@
-"""Feature-map similarity of a model, measured through hooks and streamed over data."""
+"""Redundancy of a model, measured through hooks and streamed over data.
+
+Shape suffixes: N images, M maps, P pixels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError, NonFiniteError
-from convsim.kernels import LayerFilter, conv_layers
+from convsim.certificate import certified_cosines
+from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
+from convsim.kernels import KernelBank, LayerFilter
+from convsim.pair_statistics import PairStatistics
+from convsim.probes import Probe, probes, watching
+from convsim.rank_correlation import rank_correlation
+from convsim.report.pictures import image_pictures, kernel_pictures, map_pictures
+from convsim.report.redundancy_report import (
+    KernelRedundancy,
+    LayerRedundancy,
+    MapPair,
+    Pictures,
+    RedundancyReport,
+)
+from convsim.similarity import bank_matrix, can_vary
 
+_WORST = 8
+_BINS = 20
+_RANKED_PAIRS = 2**17
 
-@dataclass(frozen=True)
-class LayerRedundancy:
-    """How much the feature maps of one convolution repeat each other.
-
-    Attributes:
-        name: The layer's name in the model.
-        filters: Its number of feature maps.
-        similarity: Mean absolute cosine similarity of two different feature maps of one image, over
-            all pairs and images; in [0, 1]. NaN for a layer with one filter.
-        correlation: The same with each map's mean over its pixels removed first.
-        effective_rank: exp of the entropy of the eigenvalues, divided by their sum, of the maps'
-            Gram matrix over all images (Roy and Vetterli 2007): how many directions the maps
-            really use, in [1, filters]. 0 if every map is zero.
-        dead: Number of maps that are zero on every image.
-        matrix: (filters, filters), float64, on the CPU: the mean over images of the absolute cosine
-            of every two maps. Left out of comparisons by ``==``.
-    """
-
-    name: str
-    filters: int
-    similarity: float
-    correlation: float
-    effective_rank: float
-    dead: int
-    matrix: Tensor = field(repr=False, compare=False)
-
-    def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
-        """List the pairs of maps whose mean absolute cosine is at least `threshold`.
-
-        Returns:
-            (i, j, value) with i < j, the most alike first.
-
-        Raises:
-            ConvsimError: If the threshold is outside [0, 1].
-        """
-        if not 0 <= threshold <= 1:
-            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
-        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
-        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
-        return sorted(pairs, key=lambda pair: -pair[2])
-
-
-@dataclass(frozen=True)
-class RedundancyReport:
-    """Feature-map redundancy of a model on some images, by layer in the order of its modules."""
-
-    layers: tuple[LayerRedundancy, ...]
-    images: int
-
-    @property
-    def similarity(self) -> float:
-        """Mean of the layers' similarity, over the layers with two filters or more."""
-        values = [layer.similarity for layer in self.layers if layer.filters > 1]
-        return sum(values) / len(values) if values else float("nan")
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def measure(
     model: nn.Module,
-    batches: Iterable[Tensor | Sequence[Any]],
+    batches: Iterable[Batch],
     *,
     layers: LayerFilter | Iterable[LayerFilter] | None = None,
+    modules: LayerFilter | Iterable[LayerFilter] | None = None,
+    examples: int = 3,
 ) -> RedundancyReport:
-    """Measure how alike a model's feature maps are on real inputs.
+    """Measure how alike a model's feature maps are on real inputs, and what its kernels say of it.
 
-    A feature map is one channel of a convolution's output (before normalization and activation)
-    for one image, as a vector over its pixels. A map that is zero everywhere has cosine 0 with
-    every other, and so has a constant map in the correlation.
+    A feature map is one channel of a layer's output for one image, as a vector over its pixels. A
+    map that is zero everywhere has cosine 0 with every other, and so has a constant map in the
+    correlation. Maps of one pixel have no direction, and one map has no partner: similarity is then
+    NaN, and left out of the model's mean.
 
     Args:
         model: The model. It is put in ``eval()`` mode for the time of the call.
-        batches: Batches of inputs (N, …), or sequences that start with one, as a DataLoader gives.
-            They are moved to the device of the model's first parameter.
-        layers: Which convolutions, as in `convsim.conv_layers`.
+        batches: Batches of inputs (N, …), sequences that start with one, as a DataLoader gives, or
+            mappings with "pixel_values", as transformers has them. They are moved to the device of
+            the model's first parameter.
+        layers: Which convolutions, as in `convsim.conv_layers`: their outputs, before normalization
+            and activation. By default all that the forward pass reaches, with a warning of others.
+        modules: Instead, modules of any kind, chosen likewise: ``"*.bn1"`` measures after that
+            normalization, ``nn.ReLU`` after every such activation. Outputs must be (N, maps, …).
+        examples: Of how many first images to keep pictures and to compute the certificate.
 
     Returns:
-        The report. Sums are kept in float64, so the split into batches does not matter.
+        The report. Sums are kept in float64, so neither the split into batches nor the order
+        matters; outputs of half precision are taken as float32, of float64 as they are.
 
     Raises:
-        ConvsimError: If there is no batch, or a selected layer is never reached.
+        ConvsimError: If there is no batch, a chosen module is never reached, or an output is no
+            tensor (N, maps, …) of real floating point with as many maps each time.
         NonFiniteError: If a feature map holds NaN or infinity; names the layer.
 
-    Cost: a forward pass, and for each image and layer 3 M² products of maps in float64, then one
-    eigendecomposition (M³) by layer. Memory: one batch, and 3 M² numbers by layer.
+    Cost: the forward passes, and M²·P/2 multiplications for each image and layer; then M³ by layer
+    for the effective rank, and a pass over the examples with C²·P products for each lag of a
+    kernel. Memory: one batch and 16 M² bytes by layer, however many images there are.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3))
+        >>> report = measure(model, [torch.randn(4, 3, 16, 16)])
+        >>> [(layer.name, layer.filters) for layer in report.layers]
+        [('0', 8), ('2', 16)]
+        >>> 0 < report.similarity < 1
+        True
     """
-    chosen = conv_layers(model, layers)
-    device = next(model.parameters()).device
-    sums: dict[str, Tensor] = {}
-    maps: dict[str, int] = {layer.name: 0 for layer in chosen}
-    images = 0
+    chosen = probes(model, layers, modules)
+    statistics: dict[str, PairStatistics] = {}
 
-    def record(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        value = _pair_sums(output.detach())
-        if not value.isfinite().all():
-            raise NonFiniteError(
-                f"Layer {name!r} put out a feature map with NaN or infinite values. Check the "
-                "inputs and the weights before it."
+    def add(probe: Probe, inputs: tuple[Any, ...], output: Tensor) -> None:
+        maps = output.shape[1]
+        if probe.name not in statistics:
+            statistics[probe.name] = PairStatistics(maps, output.device)
+        known = len(statistics[probe.name].live)
+        if known != maps:
+            raise ConvsimError(
+                f"Module {probe.name!r} put out {known} maps and then {maps}: it is used in "
+                "several places. Choose modules that are used in one."
             )
-        sums[name] = sums.get(name, 0) + value
-        maps[name] += output.shape[0]
+        if not statistics[probe.name].add(output.flatten(2)):
+            raise NonFiniteError(
+                f"Layer {probe.name!r} put out a feature map with NaN or infinite values. Check "
+                "the inputs and the weights before it."
+            )
 
-    training = {module: module.training for module in model.modules()}
-
-    def restore_modes() -> None:
-        for module, mode in training.items():
-            module.training = mode
-
-    with ExitStack() as stack, torch.no_grad():
-        for layer in chosen:
-            hook = layer.module.register_forward_hook(partial(record, layer.name))
-            stack.callback(hook.remove)
-        stack.callback(restore_modes)
-        model.eval()
+    first: list[Tensor] = []
+    images = 0
+    with watching(model, chosen, add):
         for batch in batches:
-            inputs = batch if isinstance(batch, Tensor) else batch[0]
-            model(inputs.to(device))
+            inputs = _inputs(batch)
+            model(inputs.to(_device(model)))
             images += len(inputs)
+            missing = examples - sum(map(len, first))
+            if not first or (missing > 0 and inputs.shape[1:] == first[0].shape[1:]):
+                first.append(inputs[: max(0, missing)].detach().cpu())
     if not images:
         raise ConvsimError("measure() needs at least one batch of inputs; got none.")
-    unreached = [name for name, count in maps.items() if not count]
-    if unreached:
-        raise ConvsimError(
-            f"The model's forward never reached these layers: {', '.join(unreached)}. Leave them "
-            "out with layers=…."
-        )
+    reached = [probe for probe in chosen if probe.name in statistics]
+    _report_unreached(chosen, reached, forgive=layers is None and modules is None)
 
+    worst = {probe.name: _worst_pairs(probe, statistics[probe.name]) for probe in reached}
+    shown = torch.cat(first)
+    pictures, certificates = _look_at(model, reached, shown, worst)
     return RedundancyReport(
-        tuple(_summarize(layer.name, sums[layer.name], maps[layer.name]) for layer in chosen),
+        type(model).__name__,
         images,
+        tuple(
+            _summarize(
+                probe,
+                statistics[probe.name],
+                worst[probe.name],
+                pictures.get(probe.name),
+                certificates.get(probe.name, (math.nan, math.nan)),
+            )
+            for probe in reached
+        ),
+        image_pictures(shown),
     )
 
 
-def _pair_sums(output_NMx: Tensor) -> Tensor:
-    """Sum |cosine|, |correlation| and inner product of every two maps over images: (3, M, M)."""
-    total_3MM: Tensor | int = 0
-    most = max(1, _CHUNK // output_NMx.shape[1] ** 2)
-    for chunk_NMx in output_NMx.split(most):
-        maps_NMP = chunk_NMx.double().flatten(2)
-        centered_NMP = maps_NMP - maps_NMP.mean(-1, keepdim=True)
-        # What is left of a constant map is float32 rounding: it has no direction.
-        rounding_NM1 = 1e-6 * maps_NMP.abs().amax(-1, keepdim=True)
-        constant_NM1 = centered_NMP.abs().amax(-1, keepdim=True) <= rounding_NM1
-        centered_NMP = torch.where(constant_NM1, 0, centered_NMP)
-        gram_MM = (maps_NMP @ maps_NMP.mT).sum(0)
-        total_3MM = total_3MM + torch.stack([_cosines(maps_NMP), _cosines(centered_NMP), gram_MM])
-    assert isinstance(total_3MM, Tensor)
-    return total_3MM
+def _inputs(batch: Batch) -> Tensor:
+    """Take the inputs out of a batch."""
+    found: Any = batch
+    if isinstance(batch, Mapping):
+        found = batch.get("pixel_values")
+    elif isinstance(batch, Sequence) and batch:
+        found = batch[0]
+    if not isinstance(found, Tensor):
+        holds = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
+        raise ConvsimError(
+            "A batch must be a tensor, a sequence that starts with one, or a mapping with "
+            f"'pixel_values'; got a {type(batch).__name__}{holds}."
+        )
+    return found
 
 
-_CHUNK = 2**24
-"""Most numbers in the pair matrices of the images handled at once (128 MiB in float64)."""
+def _device(model: nn.Module) -> torch.device:
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _cosines(maps_NMP: Tensor) -> Tensor:
-    unit_NMP = nn.functional.normalize(maps_NMP, dim=-1, eps=torch.finfo(torch.float64).tiny)
-    return (unit_NMP @ unit_NMP.mT).abs().sum(0)
+def _report_unreached(chosen: list[Probe], reached: list[Probe], *, forgive: bool) -> None:
+    """Warn of layers that the forward pass never reached, or refuse them if they were chosen."""
+    names = ", ".join(probe.name for probe in chosen if probe not in reached)
+    if not names:
+        return
+    text = f"The model's forward never reached these layers: {names}."
+    if not forgive or not reached:
+        raise ConvsimError(f"{text} Leave them out with layers=….")
+    warnings.warn(f"{text} They are left out.", ConvsimWarning, stacklevel=3)
 
 
-def _summarize(name: str, sums_3MM: Tensor, images: int) -> LayerRedundancy:
-    cosine_MM, correlation_MM, gram_MM = (sums_3MM / images).cpu()
-    filters = len(gram_MM)
-    pairs = filters * (filters - 1)
+def _worst_pairs(probe: Probe, statistics: PairStatistics) -> tuple[MapPair, ...]:
+    """Find the pairs most alike, with what their kernels say."""
+    matrix = _matrix(statistics)
+    maps = len(matrix)
+    count = min(_WORST, maps * (maps - 1) // 2) if statistics.pixels > 1 else 0
+    hidden = torch.ones_like(matrix).tril().bool()
+    values, places = matrix.masked_fill(hidden, -1).flatten().topk(count)
+    pairs = []
+    for value, place in zip(values.tolist(), places.tolist(), strict=True):
+        i, j = divmod(place, maps)
+        pairs.append(MapPair(i, j, value, *_kernel_values(probe.bank, i, j)))
+    return tuple(pairs)
 
-    def mean_over_pairs(values_MM: Tensor) -> float:
-        return float(values_MM.sum() - values_MM.trace()) / pairs if pairs else float("nan")
 
+def _kernel_values(bank: KernelBank | None, i: int, j: int) -> tuple[float, float]:
+    """Return cosine and Convolutional Similarity of two filters, NaN if they share no input."""
+    if bank is None:
+        return math.nan, math.nan
+    (group, first), (other, second) = (divmod(n, bank.filters.shape[1]) for n in (i, j))
+    if group != other:
+        return math.nan, math.nan
+    two = bank.with_filters(bank.filters[group : group + 1, [first, second]])
+    return float(_filter_cosines(two)[0, 1]), float(bank_matrix(two, "crossed", "unit")[0, 0, 1])
+
+
+def _filter_cosines(bank: KernelBank) -> Tensor:
+    """Return the absolute cosine of every two filters: (filters, filters), 0 between groups."""
+    flat_GMC = nn.functional.normalize(bank.filters.flatten(2), dim=-1, eps=1e-30)
+    cosines: Tensor = torch.block_diag(*(flat_GMC @ flat_GMC.mT).abs())
+    return cosines
+
+
+def _look_at(
+    model: nn.Module,
+    reached: list[Probe],
+    images: Tensor,
+    worst: Mapping[str, tuple[MapPair, ...]],
+) -> tuple[dict[str, Pictures], dict[str, tuple[float, float]]]:
+    """Run the example images once more, for pictures of the worst pairs and for the certificate."""
+    pictures: dict[str, Pictures] = {}
+    certificates: dict[str, tuple[float, float]] = {}
+
+    def look(probe: Probe, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pairs = worst[probe.name]
+        if pairs and probe.name not in pictures:
+            kernels = torch.empty(len(pairs), 2, 0, 1, 1, dtype=torch.int8)
+            if probe.bank is not None:
+                kernels = kernel_pictures(probe.bank, pairs)
+            pictures[probe.name] = Pictures(map_pictures(output, pairs), kernels)
+        if probe.bank is not None and inputs and probe.name not in certificates:
+            certificates[probe.name] = _mean_certificate(probe.bank, inputs[0])
+
+    if len(images):
+        with watching(model, reached, look):
+            model(images.to(_device(model)))
+    return pictures, certificates
+
+
+def _mean_certificate(bank: KernelBank, inputs: Tensor) -> tuple[float, float]:
+    """Average the certificate's bound, and the cosine it bounds, over pairs and images."""
+    filters = bank.filters.shape[1]
+    if filters == 1:
+        return math.nan, math.nan
+    upper = torch.ones(filters, filters, dtype=torch.bool, device=inputs.device).triu(1)
+    sides = [
+        torch.stack(certified_cosines(bank, image.unsqueeze(0)))[..., upper].nanmean(-1)
+        for image in inputs
+    ]
+    bound, measured = torch.cat(sides, 1).flatten(1).nanmean(1).tolist()
+    return bound, measured
+
+
+def _matrix(statistics: PairStatistics) -> Tensor:
+    """Return the mean |cosine| of every two maps, NaN for maps of one pixel."""
+    matrix = statistics.absolute_cosine()
+    return matrix if statistics.pixels > 1 else torch.full_like(matrix, math.nan)
+
+
+def _summarize(
+    probe: Probe,
+    statistics: PairStatistics,
+    worst: tuple[MapPair, ...],
+    pictures: Pictures | None,
+    certificate: tuple[float, float],
+) -> LayerRedundancy:
+    matrix = _matrix(statistics)
+    pairs = matrix[torch.ones_like(matrix).triu(1).bool()]
+    defined = pairs[~pairs.isnan()]
     return LayerRedundancy(
-        name,
-        filters,
-        mean_over_pairs(cosine_MM),
-        mean_over_pairs(correlation_MM),
-        _effective_rank(gram_MM),
-        int((gram_MM.diagonal() == 0).sum()),
-        cosine_MM,
+        name=probe.name,
+        kind=type(probe.module).__name__,
+        filters=len(matrix),
+        pixels=statistics.pixels,
+        similarity=float(pairs.mean()),
+        correlation=statistics.correlation() if statistics.pixels > 1 else math.nan,
+        effective_rank=_effective_rank(statistics.signed_cosine()),
+        dead=int((~statistics.live).sum()),
+        histogram=tuple(int(n) for n in torch.histc(defined, _BINS, 0, 1).tolist()),
+        worst=worst,
+        matrix=matrix.float(),
+        kernels=None if probe.bank is None else _kernels(probe.bank, matrix, certificate),
+        pictures=pictures,
+    )
+
+
+def _kernels(
+    bank: KernelBank, matrix: Tensor, certificate: tuple[float, float]
+) -> KernelRedundancy:
+    groups, filters = bank.filters.shape[:2]
+    cosine = _filter_cosines(bank).cpu()
+    similarity = torch.block_diag(*bank_matrix(bank, "crossed", "unit")).cpu()
+    same_group = torch.block_diag(*torch.ones(groups, filters, filters)).triu(1).bool()
+    pairs = same_group.nonzero()
+    drawn = pairs[:: max(1, math.ceil(len(pairs) / _RANKED_PAIRS))].unbind(1)
+    varies = can_vary(bank, "all", "crossed", "unit")
+    return KernelRedundancy(
+        groups=groups,
+        mean_cosine=float(cosine[same_group].mean(dtype=torch.float64)),
+        mean_similarity=float(similarity[same_group].mean(dtype=torch.float64)),
+        norms=torch.linalg.vector_norm(bank.filters.flatten(2), dim=-1).flatten().float().cpu(),
+        cosine=cosine.float(),
+        similarity=similarity.float(),
+        cosine_rank_correlation=rank_correlation(matrix[drawn], cosine[drawn]),
+        similarity_rank_correlation=(
+            rank_correlation(matrix[drawn], similarity[drawn]) if varies else math.nan
+        ),
+        bound=certificate[0],
+        bounded=certificate[1],
     )
 
 

@@ -133,17 +133,22 @@ def similarity_matrix(
     bank = kernel_bank(
         weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
     )
-    with _full_precision(weight):
-        a_GMX = _autocorrelation(bank, channels, scale)
-        matrix: Tensor = torch.block_diag(*(a_GMX @ a_GMX.mT))
+    matrix: Tensor = torch.block_diag(*bank_matrix(bank, channels, scale))
     return matrix
+
+
+def bank_matrix(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
+    """Compute the similarity of every two filters of a group: (G, M, M)."""
+    with full_precision(bank.filters):
+        a_GMX = _autocorrelation(bank, channels, scale)
+        return a_GMX @ a_GMX.mT
 
 
 def bank_similarity(
     bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
 ) -> Tensor:
     """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
-    with _full_precision(bank.filters):
+    with full_precision(bank.filters):
         a_GMX = _autocorrelation(bank, channels, scale)
     return 0.5 * _pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
 
@@ -161,7 +166,7 @@ def bank_similarity_and_gradient(
     Returns:
         The scalar, and the gradient (G, M, C, k) of the filters' dtype.
     """
-    with torch.no_grad(), _full_precision(bank.filters):
+    with torch.no_grad(), full_precision(bank.filters):
         w_GMCn, norm, peak = _scaled(bank, scale)
         a_GMX = _pool(_gram(w_GMCn, channels), bank).flatten(2)
         partners_GMX = _partners(a_GMX, pairs)
@@ -208,7 +213,7 @@ def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None
             raise ConvsimError(f"{name} must be {known}; got {value!r}.")
 
 
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Keep autocast, which would multiply matrices in half precision, out of a block."""
     kind = tensor.device.type
     if not torch.amp.is_autocast_available(kind):

@@ -1,0 +1,162 @@
+"""A report, or two, as one HTML page that needs nothing else and asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import convsim
+from convsim.report.heat_map import binned, similarity_order
+
+if TYPE_CHECKING:
+    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+
+WHOLE = 256
+"""Most filters whose matrix is shown as it is."""
+BINS = 128
+"""Rows and columns of a larger one."""
+
+_DIGITS = 5
+
+
+def html_page(report: RedundancyReport, before: RedundancyReport | None = None) -> str:
+    """Make the page: a summary across layers, heat maps, and the worst pairs on example images.
+
+    Names reach the page as JSON and are shown as text; scripts and styles are bound by their
+    hashes, and no other source is allowed.
+
+    Args:
+        report: The report.
+        before: An earlier one of the same model, to be shown beside it.
+    """
+    parts = files("convsim.report") / "assets"
+    script, style, body = (
+        (parts / f"page.{kind}").read_text("utf-8") for kind in ("js", "css", "html")
+    )
+    # One order for both reports, so that a filter is at one place in the two heat maps.
+    orders = {
+        layer.name: similarity_order(layer.matrix.nan_to_num())
+        for layer in (*(before.layers if before else ()), *report.layers)
+    }
+    title = f"Redundancy of {report.model}"
+    reports = [_report(each, orders) for each in (before, report) if each is not None]
+    data = json.dumps({"convsim": convsim.__version__, "reports": reports}, allow_nan=False)
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; "
+        f"style-src '{_hash(style)}'"
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(title)}</title>
+<style>{style}</style></head>
+<body>
+{body}
+<script type="application/json" id="data">{data.replace("<", chr(92) + "u003c")}</script>
+<script>{script}</script>
+</body></html>
+"""
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _report(report: RedundancyReport, orders: dict[str, list[int]]) -> dict[str, Any]:
+    return {
+        "model": report.model,
+        "images": report.images,
+        "similarity": _number(report.similarity),
+        "ranks": [
+            [name, _number(value.layers), _number(value.pairs)]
+            for name, value in report.rank_correlations.items()
+        ],
+        "layers": [_layer(layer, orders[layer.name]) for layer in report.layers],
+        "examples": {
+            **dict(
+                zip(("count", "channels", "height", "width"), report.examples.shape, strict=True)
+            ),
+            "values": _base64(report.examples),
+        },
+    }
+
+
+def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
+    kernels, pictures = layer.kernels, layer.pictures
+    bins = len(layer.matrix) if len(layer.matrix) <= WHOLE else BINS
+    if len(order) != layer.filters:  # it lost or gained filters since
+        order = similarity_order(layer.matrix.nan_to_num())
+    matrices = {"maps": layer.matrix} if layer.pixels > 1 else {}
+    if kernels is not None:
+        matrices |= {"cosine": kernels.cosine, "similarity": kernels.similarity}
+    content: dict[str, Any] = {
+        **{name: getattr(layer, name) for name in ("name", "kind", "filters", "dead", "histogram")},
+        **{
+            name: _number(getattr(layer, name))
+            for name in ("similarity", "correlation", "effective_rank")
+        },
+        "twins": len(layer.duplicates()),
+        "bins": len(binned(layer.matrix, bins)),
+        "width": -(-len(layer.matrix) // bins),
+        "order": order,
+        "matrices": {name: _matrix(matrix, bins, order) for name, matrix in matrices.items()},
+        "worst": [
+            {name: _number(value) for name, value in asdict(pair).items()} for pair in layer.worst
+        ],
+        "why": (
+            "its maps have one pixel, so that any two have |cosine| 1."
+            if layer.pixels == 1
+            else "it has one map."
+            if layer.filters == 1
+            else "it is no convolution."
+        ),
+    }
+    if kernels is not None:
+        content |= {
+            name: _number(getattr(kernels, name))
+            for name in ("mean_cosine", "mean_similarity", "bound")
+        }
+    if pictures is not None:
+        images, _, _, height, width = pictures.maps.shape
+        _, _, slices, kernel_height, kernel_width = pictures.kernels.shape
+        content["pictures"] = {
+            "images": images, "height": height, "width": width, "maps": _base64(pictures.maps),
+            "slices": slices, "kernel_height": kernel_height, "kernel_width": kernel_width,
+            "kernels": _base64(pictures.kernels),
+        }  # fmt: skip
+    return content
+
+
+def _matrix(matrix: Tensor, bins: int, order: list[int]) -> dict[str, Any]:
+    """Keep 8 bits of a matrix's upper triangle; of a binned one also as binned after ordering."""
+    top = max(1.0, float(matrix.max()))
+
+    def triangle(values: Tensor) -> str:
+        upper = torch.triu_indices(*values.shape)
+        return _base64(
+            (values[upper[0], upper[1]] / top * 255).round().clamp(0, 255).to(torch.uint8)
+        )
+
+    content = {"top": top, "values": triangle(binned(matrix, bins))}
+    if len(matrix) > bins:
+        content["ordered"] = triangle(binned(matrix[order][:, order], bins))
+    return content
+
+
+def _base64(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.contiguous().numpy().tobytes()).decode()
+
+
+def _number(value: float) -> float | None:
+    """Round to what is shown; JSON has no NaN, so an undefined value is null."""
+    return None if math.isnan(value) else round(value, _DIGITS)

@@ -1,0 +1,311 @@
+"""What `convsim.measure` returns: the redundancy of every layer, frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from convsim.errors import ConvsimError
+from convsim.rank_correlation import rank_correlation
+from convsim.report.comparison import RedundancyComparison
+from convsim.report.figures import layer_figure, report_figure
+from convsim.report.page import html_page
+from convsim.report.table import report_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """Two feature maps of one layer.
+
+    Attributes:
+        first: Index of a filter.
+        second: Index of another, above `first`.
+        similarity: Their mean absolute cosine.
+        kernel_cosine: Absolute cosine of the two filters; NaN if they do not share their input.
+        convolutional_similarity: Of the two filters, crossed and unit; NaN likewise.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    kernel_cosine: float = math.nan
+    convolutional_similarity: float = math.nan
+
+
+@dataclass(frozen=True)
+class KernelRedundancy:
+    """What the kernels of a convolution say about its feature maps, without data.
+
+    Filters of different groups read different inputs; only pairs of one group count, and the
+    matrices are 0 between groups.
+
+    Attributes:
+        groups: The convolution's groups.
+        mean_cosine: Mean of `cosine` over the pairs; NaN without pairs, as the next.
+        mean_similarity: Mean of `similarity` over the pairs.
+        norms: (filters,) float32, the filters' Euclidean norms.
+        cosine: (filters, filters) float32, the absolute cosine of every two filters: what kernel
+            orthogonality minimises.
+        similarity: (filters, filters) float32, Convolutional Similarity, crossed and unit.
+        cosine_rank_correlation: Spearman's, over pairs of the layer, between kernel cosine and
+            feature-map similarity. Of layers with more than 131,072 pairs, that many are drawn.
+        similarity_rank_correlation: The same with Convolutional Similarity. NaN where that is
+            constant, as for 1×1 kernels.
+        bound: The certificate's bound on the absolute cosine of two maps, √CS(i,j)·‖R‖ /
+            (‖F_i‖‖F_j‖), mean over the pairs and the example images. 1 or more tells nothing.
+        bounded: The absolute cosine it bounds: of the maps at full zero padding, without bias.
+    """
+
+    groups: int
+    mean_cosine: float
+    mean_similarity: float
+    norms: Tensor = field(repr=False, compare=False)
+    cosine: Tensor = field(repr=False, compare=False)
+    similarity: Tensor = field(repr=False, compare=False)
+    cosine_rank_correlation: float
+    similarity_rank_correlation: float
+    bound: float
+    bounded: float
+
+    @property
+    def raw_similarity(self) -> Tensor:
+        """(filters, filters) float32: Convolutional Similarity, crossed and raw."""
+        squares = self.norms.square()
+        return self.similarity * squares[:, None] * squares
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pairs of `LayerRedundancy.worst` as pictures, on each example image.
+
+    Attributes:
+        maps: (images, pairs, 2, height, width) uint8, each map from its least to its greatest
+            value; large maps are averaged down. A 1-d map is one row; of a 3-d map the middle slice
+            is kept.
+        kernels: (pairs, 2, slices, height, width) int8, 127 standing for the pair's largest
+            absolute weight: the channels that weigh most in the two filters. A 1×1 kernel is one
+            slice with the weights of at most 64 channels. Empty for a module without kernels.
+    """
+
+    maps: Tensor
+    kernels: Tensor
+
+
+@dataclass(frozen=True)
+class LayerRedundancy:
+    """How much the feature maps of one layer repeat each other.
+
+    Attributes:
+        name: The layer's name in the model.
+        kind: Its type, such as "Conv2d".
+        filters: Its number of feature maps.
+        pixels: The most pixels a map had.
+        similarity: Mean absolute cosine similarity of two different feature maps of one image, over
+            all pairs and images; in [0, 1]. NaN for a layer with one filter, and for maps of one
+            pixel, whose cosine is ±1 whatever they hold.
+        correlation: The same with each map's mean over its pixels removed first.
+        effective_rank: How many directions the maps really use, in [1, filters]: exp of the entropy
+            of the eigenvalues over their sum (Roy and Vetterli 2007), of the mean over images of
+            the Gram matrix of the maps, each scaled to norm 1. 0 if every map is zero.
+        dead: Number of maps that are zero on every image.
+        histogram: How many pairs have their mean absolute cosine in each twentieth of [0, 1].
+        worst: The pairs most alike, at most eight, the worst first.
+        matrix: (filters, filters) float32, on the CPU: the mean over images of the absolute cosine
+            of every two maps. Left out of comparisons by ``==``, as are the next two.
+        kernels: What the kernels say; None for a module that is no convolution.
+        pictures: The worst pairs to look at; None if no example image was kept.
+    """
+
+    name: str
+    kind: str
+    filters: int
+    pixels: int
+    similarity: float
+    correlation: float
+    effective_rank: float
+    dead: int
+    histogram: tuple[int, ...] = field(repr=False)
+    worst: tuple[MapPair, ...] = field(repr=False)
+    matrix: Tensor = field(repr=False, compare=False)
+    kernels: KernelRedundancy | None = field(repr=False, compare=False)
+    pictures: Pictures | None = field(repr=False, compare=False)
+
+    def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
+        """List the pairs of maps whose mean absolute cosine is at least `threshold`.
+
+        Returns:
+            (i, j, value) with i < j, the most alike first. None for maps of one pixel.
+
+        Raises:
+            ConvsimError: If the threshold is outside [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+        if self.pixels == 1:
+            return []
+        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
+        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
+        return sorted(pairs, key=lambda pair: -pair[2])
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """How well a quantity of the kernels ranks feature-map similarity: Spearman's, in [−1, 1].
+
+    Attributes:
+        layers: Across layers, between its mean and the layer's similarity.
+        pairs: Across the pairs of a layer, mean over layers.
+    """
+
+    layers: float
+    pairs: float
+
+
+@dataclass(frozen=True)
+class RedundancyReport:
+    """Feature-map redundancy of a model on some images.
+
+    Attributes:
+        model: The model's name.
+        images: How many images were measured.
+        layers: By layer, in the order of the model's modules.
+        examples: (images, 1 or 3, height, width) uint8, the images of `LayerRedundancy.pictures`.
+    """
+
+    model: str
+    images: int
+    layers: tuple[LayerRedundancy, ...]
+    examples: Tensor = field(repr=False, compare=False)
+
+    @property
+    def similarity(self) -> float:
+        """Mean of the layers' similarity, over the layers where it is defined."""
+        return _mean(layer.similarity for layer in self.layers)
+
+    @property
+    def correlation(self) -> float:
+        """Mean of the layers' correlation, over the layers where it is defined."""
+        return _mean(layer.correlation for layer in self.layers)
+
+    @property
+    def dead(self) -> int:
+        """Number of maps that are zero on every image."""
+        return sum(layer.dead for layer in self.layers)
+
+    @property
+    def rank_correlations(self) -> dict[str, RankCorrelation]:
+        """How well "kernel cosine" and "Convolutional Similarity" rank feature-map similarity.
+
+        NaN where fewer than two layers, or no pairs, can be ranked.
+        """
+        convolutions = [(x, x.kernels) for x in self.layers if x.kernels is not None]
+        measured = torch.tensor([layer.similarity for layer, _ in convolutions])
+
+        def correlate(means: list[float], pairs: Iterable[float]) -> RankCorrelation:
+            return RankCorrelation(rank_correlation(torch.tensor(means), measured), _mean(pairs))
+
+        return {
+            "kernel cosine": correlate(
+                [kernels.mean_cosine for _, kernels in convolutions],
+                [kernels.cosine_rank_correlation for _, kernels in convolutions],
+            ),
+            "Convolutional Similarity": correlate(
+                [kernels.mean_similarity for _, kernels in convolutions],
+                [kernels.similarity_rank_correlation for _, kernels in convolutions],
+            ),
+        }
+
+    def __getitem__(self, name: str) -> LayerRedundancy:
+        """Return the layer of that name.
+
+        Raises:
+            ConvsimError: If there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        known = ", ".join(repr(layer.name) for layer in self.layers)
+        raise ConvsimError(f"The report has no layer {name!r}; it has {known}.")
+
+    def compare(self, after: RedundancyReport) -> RedundancyComparison:
+        """Compare this report with a later one, layer by layer, by name."""
+        return RedundancyComparison(self, after)
+
+    def scalars(self, prefix: str = "convsim/") -> dict[str, float]:
+        """Flatten to numbers that a logger takes: TensorBoard, W&B, Lightning's ``log_dict``.
+
+        Returns:
+            "similarity", "correlation", "dead" of the model, and "similarity/NAME",
+            "effective_rank/NAME" of each layer, after the prefix. Undefined values are left out.
+        """
+        values = {
+            "similarity": self.similarity,
+            "correlation": self.correlation,
+            "dead": float(self.dead),
+        }
+        for layer in self.layers:
+            values[f"similarity/{layer.name}"] = layer.similarity
+            values[f"effective_rank/{layer.name}"] = layer.effective_rank
+        return {prefix + key: value for key, value in values.items() if not math.isnan(value)}
+
+    def to_json(self) -> str:
+        """Write the whole report as JSON, of the schema that `from_json` reads.
+
+        Matrices keep 11 bits (float16, relative error 5e-4); all else is exact. Size: about 8 bytes
+        for every pair of filters of a layer.
+        """
+        from convsim.report.json_format import to_json  # noqa: PLC0415 - it needs this module
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> RedundancyReport:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConvsimError: If the text is no report, or of a schema that this version cannot read.
+        """
+        from convsim.report.json_format import from_json  # noqa: PLC0415 - it needs this module
+
+        return from_json(text)
+
+    def table(self) -> Table:
+        """Lay the report out for the terminal, as ``rich.print`` does on its own. Needs rich."""
+        return report_table(self)
+
+    __rich__ = table
+
+    def figure(self) -> Figure:
+        """Draw similarity and correlation by layer. Needs matplotlib."""
+        return report_figure(self)
+
+    def layer_figure(self, name: str) -> Figure:
+        """Draw a layer's pair matrix and the distribution of its pairs. Needs matplotlib.
+
+        Raises:
+            ConvsimError: If the report has no such layer.
+        """
+        return layer_figure(self[name])
+
+    def to_html(self) -> str:
+        """Make one HTML page that needs nothing else and asks no network for anything."""
+        return html_page(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write `to_html` to a file."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
+
+
+def _mean(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan

@@ -1,0 +1,110 @@
+"""A report as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from convsim.errors import require
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from convsim.report.comparison import RedundancyComparison
+    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+
+NOTE = (
+    "similarity: mean |cosine| of two feature maps of one image; correlation: the same less each "
+    "map's mean; rank: effective rank of the maps; twins: pairs with similarity of 0.95 or more; "
+    "kernels: mean |cosine| of two filters; CS: mean Convolutional Similarity, crossed and unit; "
+    "bound: the certificate's bound on |cosine|, which tells nothing from 1 on."
+)
+_HEADER = (
+    "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
+)  # fmt: skip
+
+
+def report_table(report: RedundancyReport) -> Table:
+    """Lay a report out, a row by layer."""
+    title = f"{report.model}, {report.images:,} images: similarity {_text(report.similarity)}"
+    ranks = ", ".join(
+        f"{name} {_text(value.layers)} across layers, {_text(value.pairs)} across pairs"
+        for name, value in report.rank_correlations.items()
+    )
+    rows = [_row(layer) for layer in report.layers]
+    return _table(title, _HEADER, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
+
+
+def comparison_table(comparison: RedundancyComparison) -> Table:
+    """Lay a comparison out, a row by layer that both reports have."""
+    before, after = comparison.before, comparison.after
+    title = (
+        f"{after.model}: similarity {_text(before.similarity)} → {_text(after.similarity)} "
+        f"({comparison.similarity:+.3f})"
+    )
+    header = (
+        "layer",
+        "maps",
+        "similarity",
+        "",
+        "change",
+        "correlation",
+        "",
+        "rank",
+        "",
+        "dead",
+        "",
+    )
+    rows = [
+        (
+            b.name,
+            str(a.filters) if a.filters == b.filters else f"{b.filters} → {a.filters}",
+            _text(b.similarity), _text(a.similarity), _signed(a.similarity - b.similarity),
+            _text(b.correlation), _text(a.correlation),
+            f"{b.effective_rank:.1f}", f"{a.effective_rank:.1f}", str(b.dead), str(a.dead),
+        )
+        for b, a in comparison.layers
+    ]  # fmt: skip
+    return _table(title, header, rows, "Two columns: before and after.")
+
+
+def _row(layer: LayerRedundancy) -> tuple[str, ...]:
+    kernels = layer.kernels
+    of_kernels = (math.nan,) * 3
+    if kernels is not None:
+        of_kernels = (kernels.mean_cosine, kernels.mean_similarity, kernels.bound)
+    return (
+        layer.name or "(model)",
+        str(layer.filters),
+        _text(layer.similarity),
+        _text(layer.correlation),
+        f"{layer.effective_rank:.1f}",
+        str(layer.dead),
+        str(len(layer.duplicates())),
+        *map(_text, of_kernels),
+    )
+
+
+def _text(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.3f}"
+
+
+def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -> Table:
+    rich_table, box, text = (require(f"rich.{name}", "report") for name in ("table", "box", "text"))
+    table: Table = rich_table.Table(
+        title=text.Text(title),
+        caption=text.Text(caption),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(text.Text, row))
+    return table

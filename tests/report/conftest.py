@@ -1,0 +1,52 @@
+"""Reports to render, and a browser to open them in."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import convsim
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A grouped, a 1×1, a one-filter layer, and one on a single pixel."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.ReLU(),
+        nn.Conv2d(12, 6, 1), nn.Conv2d(6, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 4, 1),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def images():
+    return torch.randn(6, 3, 16, 16, generator=torch.manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def report(model, images):
+    return convsim.measure(model, [images])
+
+
+@pytest.fixture(scope="session")
+def later(model, images):
+    """The same layers with other weights, of which one has lost filters."""
+    torch.manual_seed(9)
+    other = nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3, groups=2)))
+    return convsim.measure(other, [images])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; where CI runs, it must be there."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        message = "no Chromium on the PATH: install it, as with apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,0 +1,75 @@
+"""JSON and back, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+import convsim
+from convsim.report import RedundancyReport
+
+
+def test_a_round_trip_keeps_everything(report):
+    text = report.to_json()
+    again = RedundancyReport.from_json(text)
+    assert again.to_json() == text
+    for mine, theirs in zip(report.layers, again.layers, strict=True):
+        torch.testing.assert_close(theirs.matrix, mine.matrix, rtol=1e-3, atol=1e-4, equal_nan=True)
+        assert torch.equal(theirs.kernels.norms, mine.kernels.norms)
+        torch.testing.assert_close(theirs.kernels.cosine, mine.kernels.cosine, rtol=1e-3, atol=1e-4)
+        assert repr((theirs, theirs.worst, theirs.histogram)) == repr(
+            (mine, mine.worst, mine.histogram)
+        )
+    assert torch.equal(again.examples, report.examples)
+
+
+def test_it_is_plain_json_with_a_version(report):
+    content = json.loads(report.to_json())
+    assert content["schema"] == 1
+    assert content["convsim"] == convsim.__version__
+    assert content["similarity"] == report.similarity
+    assert content["layers"][0]["similarity"] == report.layers[0].similarity
+    single = content["layers"][3]
+    assert (single["filters"], single["similarity"]) == (1, None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", "[" * 100_000, '{"schema": NaN'])
+def test_other_texts_are_refused(text):
+    with pytest.raises(convsim.ConvsimError, match="no report of convsim"):
+        RedundancyReport.from_json(text)
+
+
+def test_another_schema_is_refused(report):
+    content = json.loads(report.to_json()) | {"schema": 2}
+    with pytest.raises(convsim.ConvsimError, match=r"schema 2; convsim .* reads 1"):
+        RedundancyReport.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["images"], "many"),
+        (["images"], True),
+        (["layers"], 3),
+        (["layers", 0, "name"], 3),
+        (["layers", 0, "filters"], 9),
+        (["layers", 0, "filters"], 10**9),
+        (["layers", 0, "similarity"], "high"),
+        (["layers", 0, "matrix", "dtype"], "object"),
+        (["layers", 0, "matrix", "shape"], [-1]),
+        (["layers", 0, "matrix", "shape"], [35]),
+        (["layers", 0, "matrix", "shape"], [10**12]),
+        (["layers", 0, "matrix", "zlib"], "AAAA"),
+        (["layers", 0, "matrix", "zlib"], "é"),
+        (["layers", 0, "kernels", "groups"], None),
+    ],
+    ids=str,
+)
+def test_damage_is_told(report, path, value):
+    content = json.loads(report.to_json())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(convsim.ConvsimError, match="report is damaged"):
+        RedundancyReport.from_json(json.dumps(content))
