@@ -7,8 +7,10 @@ Shape suffixes: N images, G groups, M filters and C channels of a group, P pixel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from math import ceil, gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +86,7 @@ def _autocorrelation_norm(bank: KernelBank, x_NCx: Tensor) -> Tensor:
         a = x_NGCx[..., *sampled]
         for shift in product(*shifts):
             starts = [m + t for m, t in zip(margin, shift, strict=True)]
-            window = (
+            window: Iterator[Any] = (
                 slice(start + f, start + n, s)
                 for start, f, n, s in zip(starts, phase, size, steps, strict=True)
             )
