@@ -61,6 +61,15 @@ def test_it_equals_the_oracle(case):
                     )
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_scale_changes_nothing(scale):
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = (torch.randn(s, generator=generator) for s in ((3, 2, 3, 3), (1, 2, 6, 6)))
+    expected = certified_cosines(kernel_bank(weight), inputs)
+    scaled = certified_cosines(kernel_bank(scale * weight), scale * inputs)
+    torch.testing.assert_close(scaled, expected)
+
+
 def test_zero_maps_have_none():
     bank = kernel_bank(torch.zeros(2, 1, 3))
     bound, measured = certified_cosines(bank, torch.randn(1, 1, 5))

@@ -92,9 +92,77 @@ def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
         assert (tmp_path / name).stat().st_size > 500
 
 
+def test_measure_prints_a_table(run):
+    answer = run("measure", "cnn", "--width", "4", "--data", "digits", "--images", "40")
+    assert "cnn, 40 images: similarity" in plain(answer.out)
+    assert "images" in answer.err
+    again = run(
+        "measure", "cnn", "--width", "4", "--data", "digits", "--images", "40", "--batch-size", "7"
+    )
+    assert again.out == answer.out
+
+
+def test_measure_trained_weights_before_and_after(run, tmp_path):
+    run("train", "digits", "--out", tmp_path, *TINY)
+    measure = ["measure", "cnn", "--width", "2", "--data", "digits", "--images", "30"]
+    run(*measure, "--json", tmp_path / "before.json")
+    answer = run(
+        *measure, "--weights", tmp_path / "model.safetensors", "--json", "-",
+        "--before", tmp_path / "before.json", "--html", tmp_path / "page.html",
+    )  # fmt: skip
+    before = convsim.RedundancyReport.from_json((tmp_path / "before.json").read_text())
+    after = convsim.RedundancyReport.from_json(answer.out)
+    assert before.images == after.images == 30
+    assert before.similarity != after.similarity
+    assert "wrote" in answer.err
+    assert f'"similarity": {round(before.similarity, 5)}' in (tmp_path / "page.html").read_text()
+    checkpoint = run(*measure, "--weights", tmp_path / "last.ckpt", "--json", "-")
+    assert json.loads(checkpoint.out)["similarity"] == after.similarity
+    compared = run(*measure, "--before", tmp_path / "before.json")
+    assert "(+0.000)" in compared.out
+
+
+def test_measure_finds_too_much_similarity(run):
+    measure = ["measure", "cnn", "--width", "4", "--data", "digits", "--images", "20"]
+    run(*measure, "--max-similarity", "0.9")
+    answer = run(*measure, "--max-similarity", "0.1", code=1)
+    assert "is above 0.1. The layers most alike: " in plain(answer.err)
+    assert "similarity" in answer.out
+
+
+def test_measure_without_any_pair_has_no_verdict(run):
+    small = ["--size", "4", "--layers", "14"]  # maps of one pixel
+    answer = run("measure", "cnn", "--data", "digits", *small, "--max-similarity", "0.5", code=2)
+    assert "no similarity to hold against --max-similarity" in plain(answer.err)
+
+
+@pytest.mark.usefixtures("vision")
+def test_measure_models_of_libraries(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import torch\nnet = lambda: torch.nn.Conv2d(1, 4, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "digits", "--images", "10", "--json", "-"]
+    for name in ("timm:mobilenetv3_small_050", "transformers:resnet", "mine:net"):
+        answer = run("measure", name, *options, "--size", "64")
+        assert json.loads(answer.out)["model"] == name
+    answer = run("measure", "timm:resnet18", *options, "--size", "64", "--modules", "*.bn1")
+    names = [layer["name"] for layer in json.loads(answer.out)["layers"]]
+    assert names == [f"layer{n}.{block}.bn1" for n in range(1, 5) for block in (0, 1)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["measure", "cnn"], 2, "Missing option '--data'"),
+        (["measure", "cnn", "--data", "nowhere"], 2, "there is no 'nowhere'"),
+        (["measure", "cnnn", "--data", "digits"], 2, "Unknown model 'cnnn'. Did you mean 'cnn'"),
+        (["measure", "no.where:f", "--data", "digits"], 2, "'no.where' cannot be imported"),
+        (["measure", "cnn", "--data", "digits", "--weights", "no.pt"], 2, "no weights file"),
+        (["measure", "cnn", "--data", "digits", "--before", "no.json"], 2, "No such file"),
+        (["measure", "cnn", "--data", "digits", "--before", __file__], 2, "no report of convsim"),
+        (["measure", "cnn", "--data", "digits", "--layers", "x"], 2, "No convolution is selected"),
+        (["measure", "cnn", "--data", "digits", "--modules", "x"], 2, "No module is selected"),
+        (["measure", "cnn", "--data", "digits", "--max-similarity", "2"], 2, "or equal to 1"),
+        (["measure", "transformers:swin", "--data", "digits", "--size", "1"], 2, "one with --size"),
         (["compare", "nowhere", "--out", "x"], 2, "nowhere"),
         (["compare", "digits", "--out", "x", "--method", "best"], 2, "Unknown method 'best'"),
         (["compare", "digits"], 2, "Missing option '--out'"),
@@ -103,7 +171,7 @@ def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
         (["train", "digits", "--out", "x", "--method", "authors@1,2"], 2, "takes one coefficient"),
         (["train", "digits", "--out", "x", "--train-images", "5000"], 2, "5000"),
         (["train", "digits", "--out", "x", "--norm", "layer"], 2, "'layer' is not one of"),
-        (["train", "digits", "--out", "x", "--lr", "1e30", *TINY], 1, "became"),
+        (["train", "digits", "--out", "x", "--lr", "1e30", *TINY], 3, "became"),
         (["fly"], 2, "No such command 'fly'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

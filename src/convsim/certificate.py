@@ -34,7 +34,9 @@ def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Ten
     Cost: a convolution, and C²·P products for each of the kernel's lags, by image.
     """
     groups = bank.filters.shape[0]
-    x_NCx = inputs_NCx.to(bank.filters.dtype)
+    # Both sides are free of scale: peaks of 1 keep fourth powers in range.
+    x_NCx = _with_peak_1(inputs_NCx.to(bank.filters.dtype), inputs_NCx.dim() - 1)
+    bank = bank.with_filters(_with_peak_1(bank.filters, bank.filters.dim() - 2))
     maps_NGMP = _full_convolution(bank, x_NCx).unflatten(1, (groups, -1)).flatten(3)
     norm_NGM = torch.linalg.vector_norm(maps_NGMP, dim=-1)
     product_NGMM = norm_NGM.unsqueeze(-1) * norm_NGM.unsqueeze(-2)
@@ -43,6 +45,12 @@ def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Ten
     bound_NGMM = similarity_GMM.sqrt() * _autocorrelation_norm(bank, x_NCx) / product_NGMM
     bound_NGMM[product_NGMM == 0] = torch.nan  # as the measured value, 0/0, is
     return bound_NGMM, measured_NGMM
+
+
+def _with_peak_1(values: Tensor, axes: int) -> Tensor:
+    """Divide by the largest absolute value over the last axes, where it is not zero."""
+    peak = values.abs().amax(tuple(range(-axes, 0)), keepdim=True)
+    return values / torch.where(peak > 0, peak, 1)
 
 
 def _full_convolution(bank: KernelBank, x_NCx: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def test_equal_seeds_build_equal_weights():
         ("resnet81", {}, r"Unknown model 'resnet81'\. Did you mean 'resnet18' or .* cnn, resnet18"),
         ("WRN28-10", {}, r"Did you mean 'wrn28-10'\?"),
         ("wrn28-0", {}, "Unknown model 'wrn28-0'"),
-        ("torchvision:", {}, "Unknown model 'torchvision:'"),
+        ("torchvision:", {}, "torchvision has no classifier ''"),
         ("", {}, r"Unknown model ''\. The models are cnn, "),
         ("cnn", {"width": 0}, r"width must be a positive integer; got 0\. Pass an int of 1"),
         ("cnn", {"classes": -1}, "classes must be a positive integer; got -1"),

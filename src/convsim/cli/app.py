@@ -1,7 +1,7 @@
 """The commands. Results go to stdout, talk and progress to stderr.
 
-Exit codes: 0 done, 1 a run failed (a loss that is not finite), 2 misuse or bad input, 130 stopped
-by the user.
+Exit codes: 0 done, 1 a finding (a threshold exceeded), 2 misuse or bad input, 3 a run failed (a
+value that is not finite), 130 stopped by the user.
 """
 
 from __future__ import annotations
@@ -12,17 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import convsim
+from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, out, progress_bar, talk
+from convsim.cli.measure import measure_command
+from convsim.cli.options import DATA, Activation, Model, Norm, Width
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare, summarize
 from convsim.lab.datasets import ImageData, load_dataset
@@ -37,29 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED = 130
-talk = Console(stderr=True)
-out = Console(width=None if sys.stdout.isatty() else 100)
-
 _DEFAULTS = Recipe()
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder "
-        "directory ({train,test}/CLASS/*.jpg) or a tar of one."
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME or timm:NAME."
-    ),
-]
-Width = Annotated[int | None, typer.Option(help="Width of the model's first stage.")]
-Norm = Annotated[Literal["batch", "none"] | None, typer.Option(help="Normalization.")]
-Activation = Annotated[
-    Literal["relu", "elu", "leaky_relu"] | None, typer.Option(help="Activation.")
-]
+Data = Annotated[str, typer.Argument(help=DATA)]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 LearningRate = Annotated[float, typer.Option(min=0, help="SGD's learning rate at the start.")]
@@ -90,6 +63,9 @@ def _version(
     if version:
         print(convsim.__version__)
         raise typer.Exit
+
+
+app.command("measure")(measure_command)
 
 
 @app.command("train")
@@ -129,7 +105,7 @@ def train_command(
         )
     run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("epochs", total=epochs)
 
         def show(epoch: int, _: int, scores: dict[str, float]) -> None:
@@ -203,7 +179,7 @@ def _compare(
     tuning_seeds: int,
     jobs: int,
 ) -> None:
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("runs", total=None)
 
         def report(run: Run, done: int, total: int) -> None:
@@ -230,24 +206,13 @@ def _compare(
         talk.print(f"wrote {escape_markup(str(path))}")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=talk,
-    )
-
-
 def run() -> None:
     """Run the command line; an expected error becomes one line on stderr and an exit code."""
     try:
         app()
     except (ConvsimError, OSError) as error:
         talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
-        sys.exit(1 if isinstance(error, NonFiniteError) else 2)
+        sys.exit(FAILED if isinstance(error, NonFiniteError) else MISUSED)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             talk.print("Stopped. Run the same command again to go on from the last epoch.")

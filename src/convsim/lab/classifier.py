@@ -25,14 +25,14 @@ class Classifier(LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        pixels = train_images.float().transpose(0, 1).flatten(1)
-        shape = (1, -1, 1, 1)
-        self.register_buffer("mean", pixels.mean(1).view(shape))
-        self.register_buffer("std", pixels.std(1).clamp(min=1e-3).view(shape))
+        mean, std = pixel_statistics(train_images)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, classes)."""
-        logits: Tensor = self.model((images.float() - self.mean) / self.std)
+        output = self.model((images.float() - self.mean) / self.std)
+        logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -74,6 +74,13 @@ class Classifier(LightningModule):
                 f"{self.global_step}. Training stopped; the last good checkpoint is kept. Lower "
                 f"the learning rate (now {self.recipe.lr}) or the penalty's coefficient."
             )
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W)."""
+    pixels = images.float().transpose(0, 1).flatten(1)
+    shape = (1, -1, 1, 1)
+    return pixels.mean(1).view(shape), pixels.std(1).clamp(min=1e-3).view(shape)
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError, require
+from convsim.errors import ConvsimError
+from convsim.lab.libraries import LIBRARIES, library_model
 
 Norm = Literal["batch", "none"]
 Activation = Literal["relu", "elu", "leaky_relu"]
@@ -61,6 +62,7 @@ def build_model(
     width: int | None = None,
     norm: Norm | None = None,
     activation: Activation | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build an image classifier by name, its weights drawn from torch's global generator.
 
@@ -68,12 +70,14 @@ def build_model(
         name: "cnn" (five 3×3 convolutions of width w, w, 2w, 2w, 4w, max-pooled after the second
             and fourth), "resnet18", "resnet34", "resnet50" (He et al. 2015, stem for 32×32),
             "vgg19" (Simonyan and Zisserman 2014, one linear layer), "wrn28-K" (Zagoruyko and
-            Komodakis 2016, widen factor K), "torchvision:NAME" or "timm:NAME" (untrained).
+            Komodakis 2016, widen factor K), or one of another library or of yours, as in
+            `convsim.lab.libraries.library_model`.
         classes: Number of classes.
         channels: Channels of the images.
         width: Width of the first stage; by default 16 for "cnn" and "wrn28-K", 64 for the others.
         norm: "batch" (default) or "none".
         activation: "relu" (default), "elu" or "leaky_relu".
+        pretrained: Download the published weights, with the head they come with.
 
     Returns:
         A module that maps (N, channels, H, W), from 8×8 on, to logits (N, classes).
@@ -90,8 +94,7 @@ def build_model(
             raise ConvsimError(
                 f"{option} must be a positive integer; got {value!r}. Pass an int of 1 or more."
             )
-    library, _, their_name = name.partition(":")
-    if their_name and library in _LIBRARIES:
+    if ":" in name:
         given = {"width": width, "norm": norm, "activation": activation}
         refused = [option for option, value in given.items() if value is not None]
         if refused:
@@ -99,7 +102,12 @@ def build_model(
                 f"{name!r} has a fixed architecture: it takes no {', '.join(refused)}. "
                 "Leave that out, or choose one of convsim's own models."
             )
-        return _LIBRARIES[library](their_name, classes, channels)
+        return library_model(name, classes, channels, pretrained=pretrained)
+    if pretrained:
+        raise ConvsimError(
+            f"convsim publishes no weights for its own model {name!r}. Leave pretrained out, or "
+            "choose a model of torchvision, timm or transformers."
+        )
     style = _Style("batch" if norm is None else norm, "relu" if activation is None else activation)
     if style.norm not in ("batch", "none"):
         raise ConvsimError(f"norm must be 'batch' or 'none'; got {norm!r}.")
@@ -110,7 +118,7 @@ def build_model(
     if wide := re.fullmatch(r"wrn28-([1-9]\d*)", name):
         return _wide_resnet28(style, classes, channels, width or 16, int(wide[1]))
     if name not in MODELS:
-        known = [*MODELS, "wrn28-10", "torchvision:NAME", "timm:NAME"]
+        known = [*MODELS, "wrn28-10", *(f"{library}:NAME" for library in LIBRARIES)]
         close = difflib.get_close_matches(name, known)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ConvsimError(f"Unknown model {name!r}.{hint} The models are {', '.join(known)}.")
@@ -225,30 +233,6 @@ def _kaiming(model: nn.Module) -> nn.Module:
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
     return model
 
-
-def _torchvision(name: str, classes: int, channels: int) -> nn.Module:
-    models = require("torchvision.models", "vision")
-    if channels != 3:
-        raise ConvsimError(
-            f"torchvision's models take 3 channels; the images have {channels}. Choose a timm:NAME "
-            "model, which takes any number, or one of convsim's own."
-        )
-    if name not in models.list_models(module=models):
-        raise ConvsimError(
-            f"torchvision has no classifier {name!r}; see torchvision's models page."
-        )
-    return cast(nn.Module, models.get_model(name, weights=None, num_classes=classes))
-
-
-def _timm(name: str, classes: int, channels: int) -> nn.Module:
-    timm = require("timm", "vision")
-    if not timm.is_model(name):
-        raise ConvsimError(f"timm has no model {name!r}; timm.list_models() lists them.")
-    model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
-    return cast(nn.Module, model)
-
-
-_LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
 
 MODELS: dict[str, tuple[int, Callable[[_Style, int, int, int], nn.Module]]] = {
     "cnn": (16, _shallow_cnn),

@@ -20,10 +20,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: The model.
-        path: A ``.safetensors`` file, or a checkpoint of ``torch.save`` that holds tensors and plain
-            Python values alone: a state dict, or one under "state_dict", "model_state_dict",
-            "model" or "net", its names perhaps prefixed by "module.", "model." or "_orig_mod.", as
-            DataParallel, Lightning and torch.compile do. Beside a prefix, other entries are left.
+        path: A ``.safetensors`` file, or a checkpoint of ``torch.save`` with tensors and plain
+            values alone: a state dict, or one under "state_dict", "model_state_dict", "model" or
+            "net". A prefix that DataParallel, Lightning or torch.compile put before every name is
+            dropped, and with it the entries that lack it.
 
     Raises:
         DataError: If the file is missing or unreadable, would run code when loaded, or holds other

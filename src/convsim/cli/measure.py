@@ -1,0 +1,139 @@
+"""``convsim measure``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from convsim.cli.console import FOUND, out, progress_bar, talk
+from convsim.cli.options import DATA, MODEL, Activation, Norm, Width
+from convsim.errors import ConvsimError
+from convsim.lab.datasets import load_dataset
+from convsim.lab.measuring import measure_on
+from convsim.lab.models import build_model
+from convsim.lab.presentation import escape_markup
+from convsim.lab.weights import load_weights
+from convsim.report import RedundancyReport
+
+
+def measure_command(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Annotated[str, typer.Option(help=DATA)],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Safetensors file or weights-only checkpoint. Untrained, seed 0, without."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Download the library's published weights.")
+    ] = False,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
+    ] = None,
+    width: Width = None,
+    norm: Norm = None,
+    activation: Activation = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Of how many test images, class-balanced; at most all.")
+    ] = 256,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Scale images to this height and width.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="Only convolutions of this name, such as 'layer3.*'. Repeatable."),
+    ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead, modules of any kind of this name, such as '*.bn1'. Repeatable."
+        ),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Images that the page shows maps on.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write a self-contained HTML page here.")
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, allow_dash=True, help="Write the report here; - for stdout, no table."
+        ),
+    ] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Compare with the report that --json wrote here.")
+    ] = None,
+    max_similarity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 1 if the mean similarity is above this."),
+    ] = None,
+) -> None:
+    """Measure how much a model's feature maps repeat each other on a data set's test images."""
+    earlier = None if before is None else _read(before)
+    dataset = load_dataset(data)
+    dataset = dataset.subset(test=min(images, len(dataset.test_labels)))
+    torch.manual_seed(0)
+    network = build_model(
+        model,
+        classes=classes or len(dataset.classes),
+        channels=dataset.test_images.shape[1],
+        width=width,
+        norm=norm,
+        activation=activation,
+        pretrained=pretrained,
+    )
+    if weights is not None:
+        load_weights(network, weights)
+    with progress_bar() as progress:
+        task = progress.add_task("images", total=len(dataset.test_labels))
+        report = measure_on(
+            network, dataset, size=size, batch_size=batch_size, layers=layers, modules=modules,
+            examples=examples, progress=lambda done: progress.update(task, completed=done),
+        )  # fmt: skip
+    report = replace(report, model=model)
+    shown = report if earlier is None else earlier.compare(report)
+    if json is not None and str(json) != "-":
+        json.write_text(report.to_json(), encoding="utf-8")
+    if html is not None:
+        shown.save_html(html)
+    if str(json) == "-":
+        print(report.to_json())
+    else:
+        out.print(shown)
+    for path in filter(None, (html, json)):
+        if str(path) != "-":
+            talk.print(f"wrote {escape_markup(str(path))}")
+    if max_similarity is not None:
+        _judge(report, max_similarity)
+
+
+def _judge(report: RedundancyReport, most: float) -> None:
+    """Exit with a finding if the model's maps are more alike than allowed."""
+    if math.isnan(report.similarity):
+        raise ConvsimError(
+            "No measured layer has two maps of two pixels or more, so there is no similarity to "
+            "hold against --max-similarity. Measure other layers, or larger images with --size."
+        )
+    if report.similarity <= most:
+        return
+    defined = [layer for layer in report.layers if not math.isnan(layer.similarity)]
+    worst = sorted(defined, key=lambda layer: -layer.similarity)[:3]
+    named = ", ".join(f"{layer.name} {layer.similarity:.3f}" for layer in worst)
+    talk.print(
+        f"Similarity {report.similarity:.3f} is above {most:g}. The layers most alike: "
+        f"{escape_markup(named)}."
+    )
+    raise typer.Exit(FOUND)
+
+
+def _read(path: Path) -> RedundancyReport:
+    try:
+        return RedundancyReport.from_json(path.read_text(encoding="utf-8"))
+    except (ConvsimError, UnicodeDecodeError) as error:
+        raise ConvsimError(f"{path}: {error}") from error

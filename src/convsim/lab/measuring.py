@@ -1,0 +1,69 @@
+"""Measure a model on the test images of a data set, prepared as training prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError
+from convsim.lab.classifier import pixel_statistics
+from convsim.lab.datasets import ImageData
+from convsim.redundancy import measure
+from convsim.report import RedundancyReport
+
+
+def measure_on(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    size: int | None = None,
+    batch_size: int = 32,
+    layers: Sequence[str] | None = None,
+    modules: Sequence[str] | None = None,
+    examples: int = 3,
+    progress: Callable[[int], None] = lambda done: None,
+) -> RedundancyReport:
+    """Measure a model on the test images, on an accelerator if there is one.
+
+    Args:
+        model: The model; it is moved to that device.
+        data: The images; standardised by mean and standard deviation of the training part.
+        size: Height and width to scale images to; as they are if None.
+        batch_size: Images at once. It does not change the result.
+        layers: As in `convsim.measure`, and so the next two.
+        modules: As in `convsim.measure`.
+        examples: As in `convsim.measure`.
+        progress: Called with the number of images done.
+
+    Raises:
+        ConvsimError: If the model fails on such images, and as `convsim.measure`.
+        NonFiniteError: As `convsim.measure`.
+    """
+    mean, std = pixel_statistics(data.train_images)
+
+    def batches() -> Iterator[Tensor]:
+        done = 0
+        for images in data.test_images.split(batch_size):
+            prepared = (images.float() - mean) / std
+            if size is not None:
+                prepared = nn.functional.interpolate(
+                    prepared, (size, size), mode="bilinear", antialias=True
+                )
+            yield prepared
+            done += len(images)
+            progress(done)
+
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    try:
+        return measure(model, batches(), layers=layers, modules=modules, examples=examples)
+    except ConvsimError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        shape = tuple(data.test_images.shape[1:]) if size is None else (size, size)
+        raise ConvsimError(
+            f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many need a "
+            "certain size: give one with --size."
+        ) from error
