@@ -39,7 +39,8 @@ def model_of_all_kinds():
 
 
 PENALTIES = [
-    *PRESETS,
+    "recommended",
+    "authors",
     ConvolutionalSimilarity(channels="matched"),
     ConvolutionalSimilarity(scale="raw"),
 ]

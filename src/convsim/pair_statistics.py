@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 256
+_BLOCK = 128
 """Maps on a side of the blocks that the pair matrix is computed in, which a CPU cache holds."""
 _CHUNK = 2**22
 """Most numbers in the maps, or in the blocks, of the images handled at once."""

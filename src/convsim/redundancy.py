@@ -17,6 +17,7 @@ from convsim.certificate import certified_cosines
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import KernelBank, LayerFilter
 from convsim.pair_statistics import PairStatistics
+from convsim.penalties.gram import cosines
 from convsim.probes import Probe, probes, watching
 from convsim.rank_correlation import rank_correlation
 from convsim.report.pictures import image_pictures, kernel_pictures, map_pictures
@@ -192,14 +193,7 @@ def _kernel_values(bank: KernelBank | None, i: int, j: int) -> tuple[float, floa
     if group != other:
         return math.nan, math.nan
     two = bank.with_filters(bank.filters[group : group + 1, [first, second]])
-    return float(_filter_cosines(two)[0, 1]), float(bank_matrix(two, "crossed", "unit")[0, 0, 1])
-
-
-def _filter_cosines(bank: KernelBank) -> Tensor:
-    """Return the absolute cosine of every two filters: (filters, filters), 0 between groups."""
-    flat_GMC = nn.functional.normalize(bank.filters.flatten(2), dim=-1, eps=1e-30)
-    cosines: Tensor = torch.block_diag(*(flat_GMC @ flat_GMC.mT).abs())
-    return cosines
+    return float(cosines(two)[0, 0, 1].abs()), float(bank_matrix(two, "crossed", "unit")[0, 0, 1])
 
 
 def _look_at(
@@ -279,7 +273,7 @@ def _kernels(
     bank: KernelBank, matrix: Tensor, certificate: tuple[float, float]
 ) -> KernelRedundancy:
     groups, filters = bank.filters.shape[:2]
-    cosine = _filter_cosines(bank).cpu()
+    cosine = torch.block_diag(*cosines(bank).abs()).cpu()
     similarity = torch.block_diag(*bank_matrix(bank, "crossed", "unit")).cpu()
     same_group = torch.block_diag(*torch.ones(groups, filters, filters)).triu(1).bool()
     pairs = same_group.nonzero()

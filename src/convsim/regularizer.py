@@ -31,7 +31,8 @@ class Regularizer:
     Args:
         model: The model to train. Its weights are read anew at every call, through any
             parametrization; a weight shared by several layers counts once.
-        penalty: "recommended", "authors" (as published), or a `Penalty`.
+        penalty: "recommended", "authors" (as published), a rival's name in `convsim.PRESETS`, or a
+            `Penalty`.
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a

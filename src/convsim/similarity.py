@@ -227,6 +227,11 @@ def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tens
     return _pool(_gram(_scaled(bank, scale)[0], channels), bank).flatten(2)
 
 
+def unit_filters(bank: KernelBank) -> Tensor:
+    """Divide every filter by its norm, a zero filter staying zero: (G, M, C, n)."""
+    return _scaled(bank, "unit")[0]
+
+
 def _scaled(bank: KernelBank, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
     """Flatten the taps and divide by the norm, norm = peak · (norm of filters/peak).
 

@@ -1,7 +1,29 @@
 """Penalties on a convolution's filters, all with one signature, and their named presets."""
 
 from convsim.penalties.base import Penalty
+from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
+from convsim.penalties.cosine_orthogonality import CosineOrthogonality
+from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
+from convsim.penalties.mutual_coherence import MutualCoherence
+from convsim.penalties.orthoreg import OrthoReg
 from convsim.penalties.presets import PRESETS, Preset, preset
+from convsim.penalties.soft_orthogonality import SoftOrthogonality
+from convsim.penalties.squared_norm import SquaredNorm
+from convsim.penalties.srip import SpectralRestrictedIsometry
 
-__all__ = ["PRESETS", "ConvolutionalSimilarity", "Penalty", "Preset", "preset"]
+__all__ = [
+    "PRESETS",
+    "ConvolutionalOrthogonality",
+    "ConvolutionalSimilarity",
+    "CosineOrthogonality",
+    "DoubleSoftOrthogonality",
+    "MutualCoherence",
+    "OrthoReg",
+    "Penalty",
+    "Preset",
+    "SoftOrthogonality",
+    "SpectralRestrictedIsometry",
+    "SquaredNorm",
+    "preset",
+]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 
+LayerReduction = Literal["mean", "sum"]
+"""How the layers of a model are put together."""
+
 
 class Penalty(ABC):
     """A scalar that grows as the filters of one layer repeat each other.
@@ -19,7 +22,7 @@ class Penalty(ABC):
             penalty acts on, or "sum" over all.
     """
 
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: LayerReduction = "mean"
 
     @abstractmethod
     def value(self, bank: KernelBank) -> Tensor:

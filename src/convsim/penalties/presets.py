@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from convsim.errors import ConvsimError
 from convsim.penalties.base import Penalty
+from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
+from convsim.penalties.cosine_orthogonality import CosineOrthogonality
+from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
+from convsim.penalties.mutual_coherence import MutualCoherence
+from convsim.penalties.orthoreg import OrthoReg
+from convsim.penalties.soft_orthogonality import SoftOrthogonality
+from convsim.penalties.squared_norm import SquaredNorm
+from convsim.penalties.srip import SpectralRestrictedIsometry
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,15 @@ PRESETS = {
         coefficient=0.01,
         keep_norm=False,
     ),
+    # Rivals. Their coefficients are places to start tuning from, not results.
+    "cosine": Preset(CosineOrthogonality(), coefficient=3.0),
+    "soft": Preset(SoftOrthogonality(), coefficient=1e-3, keep_norm=False),
+    "double-soft": Preset(DoubleSoftOrthogonality(), coefficient=1e-3, keep_norm=False),
+    "coherence": Preset(MutualCoherence(), coefficient=1e-2, keep_norm=False),
+    "srip": Preset(SpectralRestrictedIsometry(), coefficient=1e-2, keep_norm=False),
+    "ocnn": Preset(ConvolutionalOrthogonality(), coefficient=1e-3, keep_norm=False),
+    "orthoreg": Preset(OrthoReg(), coefficient=1e-3),
+    "l2": Preset(SquaredNorm(), coefficient=5e-4, keep_norm=False),
 }
 
 
