@@ -67,7 +67,7 @@ def test_train_writes_weights_and_record(run, tmp_path):
 
 
 def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
-    command = ["compare", "digits", "--out", tmp_path, "--seeds", "2", "--epochs", "20", *TINY[:4]]
+    command = ["compare", "digits", "--out", tmp_path, "--seeds", "2", "--epochs", "150", *TINY[:4]]
     command += ["--method", "none", "--method", "recommended@0.1,1", "--tuning-seeds", "1"]
     process = subprocess.Popen(
         [*CONVSIM, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -17,6 +17,7 @@ import convsim
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, out, progress_bar, talk
 from convsim.cli.measure import measure_command
 from convsim.cli.options import DATA, Activation, Model, Norm, Width
+from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare, summarize
 from convsim.lab.datasets import ImageData, load_dataset
@@ -66,6 +67,7 @@ def _version(
 
 
 app.command("measure")(measure_command)
+app.command("study")(study_command)
 
 
 @app.command("train")
