@@ -12,6 +12,7 @@ def test_public_names():
         "InitializationHistory", "KernelRedundancy", "LayerRedundancy", "MapPair",
         "MissingExtraError", "NonFiniteError", "PRESETS", "RedundancyComparison",
         "RedundancyReport", "Regularizer", "conv_layers", "convolutional_similarity",
+        "expected_similarity",
         "initialize_", "measure", "similarity_matrix",
     ]  # fmt: skip
     assert all(hasattr(convsim, name) for name in convsim.__all__)

@@ -1,5 +1,6 @@
 """Measure and reduce the redundancy of convolutional feature maps, from the kernels alone."""
 
+from convsim.autocorrelation import expected_similarity
 from convsim.errors import (
     ConvsimError,
     ConvsimWarning,
@@ -27,6 +28,7 @@ __all__ = [  # noqa: RUF022 - in groups
     # the quantity, on a weight
     "convolutional_similarity",
     "similarity_matrix",
+    "expected_similarity",
     # on a model
     "Regularizer",
     "initialize_",

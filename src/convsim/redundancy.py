@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsim.autocorrelation import InputAutocorrelation, energy_by_class
 from convsim.certificate import certified_cosines
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import KernelBank, LayerFilter
@@ -44,6 +45,7 @@ def measure(
     layers: LayerFilter | Iterable[LayerFilter] | None = None,
     modules: LayerFilter | Iterable[LayerFilter] | None = None,
     examples: int = 3,
+    autocorrelation: bool = False,
 ) -> RedundancyReport:
     """Measure how alike a model's feature maps are on real inputs, and what its kernels say of it.
 
@@ -62,6 +64,9 @@ def measure(
         modules: Instead, modules of any kind, chosen likewise: ``"*.bn1"`` measures after that
             normalization, ``nn.ReLU`` after every such activation. Outputs must be (N, maps, …).
         examples: Of how many first images to keep pictures and to compute the certificate.
+        autocorrelation: Whether to measure the autocorrelation of each convolution's inputs, for
+            `convsim.expected_similarity`: (C·n)² numbers by layer of n taps, and P·(C·n)²
+            multiplications for each image and layer, many times a forward pass.
 
     Returns:
         The report. Sums are kept in float64, so neither the split into batches nor the order
@@ -87,6 +92,11 @@ def measure(
     """
     chosen = probes(model, layers, modules)
     statistics: dict[str, PairStatistics] = {}
+    autocorrelations = {
+        probe.name: InputAutocorrelation(probe.name, probe.module, probe.bank)
+        for probe in chosen
+        if autocorrelation and probe.bank is not None
+    }
 
     def add(probe: Probe, inputs: tuple[Any, ...], output: Tensor) -> None:
         maps = output.shape[1]
@@ -98,6 +108,8 @@ def measure(
                 f"Module {probe.name!r} put out {known} maps and then {maps}: it is used in "
                 "several places. Choose modules that are used in one."
             )
+        if probe.name in autocorrelations:
+            autocorrelations[probe.name].add(inputs[0], output[0, 0].numel())
         if not statistics[probe.name].add(output.flatten(2)):
             raise NonFiniteError(
                 f"Layer {probe.name!r} put out a feature map with NaN or infinite values. Check "
@@ -132,6 +144,7 @@ def measure(
                 worst[probe.name],
                 pictures.get(probe.name),
                 certificates.get(probe.name, (math.nan, math.nan)),
+                autocorrelations[probe.name].mean() if probe.name in autocorrelations else None,
             )
             for probe in reached
         ),
@@ -248,6 +261,7 @@ def _summarize(
     worst: tuple[MapPair, ...],
     pictures: Pictures | None,
     certificate: tuple[float, float],
+    autocorrelation: Tensor | None,
 ) -> LayerRedundancy:
     matrix = _matrix(statistics)
     pairs = matrix[torch.ones_like(matrix).triu(1).bool()]
@@ -264,13 +278,18 @@ def _summarize(
         histogram=tuple(int(n) for n in torch.histc(defined, _BINS, 0, 1).tolist()),
         worst=worst,
         matrix=matrix.float(),
-        kernels=None if probe.bank is None else _kernels(probe.bank, matrix, certificate),
+        kernels=None
+        if probe.bank is None
+        else _kernels(probe.bank, matrix, certificate, autocorrelation),
         pictures=pictures,
     )
 
 
 def _kernels(
-    bank: KernelBank, matrix: Tensor, certificate: tuple[float, float]
+    bank: KernelBank,
+    matrix: Tensor,
+    certificate: tuple[float, float],
+    autocorrelation: Tensor | None,
 ) -> KernelRedundancy:
     groups, filters = bank.filters.shape[:2]
     cosine = torch.block_diag(*cosines(bank).abs()).cpu()
@@ -292,6 +311,8 @@ def _kernels(
         ),
         bound=certificate[0],
         bounded=certificate[1],
+        autocorrelation=autocorrelation,
+        energy=None if autocorrelation is None else energy_by_class(autocorrelation, bank),
     )
 
 

@@ -57,6 +57,13 @@ def measure_command(
         ),
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Images that the page shows maps on.")] = 3,
+    autocorrelation: Annotated[
+        bool,
+        typer.Option(
+            "--autocorrelation",
+            help="Show which classes of inputs the energy of each layer's inputs lies in; slow.",
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write a self-contained HTML page here.")
     ] = None,
@@ -94,7 +101,8 @@ def measure_command(
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
             network, dataset, size=size, batch_size=batch_size, layers=layers, modules=modules,
-            examples=examples, progress=lambda done: progress.update(task, completed=done),
+            examples=examples, autocorrelation=autocorrelation,
+            progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     report = replace(report, model=model)
     shown = report if earlier is None else earlier.compare(report)

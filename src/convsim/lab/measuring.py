@@ -23,6 +23,7 @@ def measure_on(
     layers: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
     examples: int = 3,
+    autocorrelation: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> RedundancyReport:
     """Measure a model on the test images, on an accelerator if there is one.
@@ -35,6 +36,7 @@ def measure_on(
         layers: As in `convsim.measure`, and so the next two.
         modules: As in `convsim.measure`.
         examples: As in `convsim.measure`.
+        autocorrelation: As in `convsim.measure`.
         progress: Called with the number of images done.
 
     Raises:
@@ -58,7 +60,14 @@ def measure_on(
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     try:
-        return measure(model, batches(), layers=layers, modules=modules, examples=examples)
+        return measure(
+            model,
+            batches(),
+            layers=layers,
+            modules=modules,
+            examples=examples,
+            autocorrelation=autocorrelation,
+        )
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:

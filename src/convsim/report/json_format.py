@@ -96,6 +96,9 @@ def _layer_to_json(layer: LayerRedundancy) -> Object:
         "kernels": None if kernels is None else {
             "groups": kernels.groups,
             **{name: _number(getattr(kernels, name)) for name in _KERNEL_NUMBERS},
+            "energy": None if kernels.energy is None else {
+                name: _number(share) for name, share in kernels.energy.items()
+            },
             "norms": _tensor_to_json(kernels.norms),
             "cosine": _triangle_to_json(kernels.cosine),
             "similarity": _triangle_to_json(kernels.similarity),
@@ -140,7 +143,10 @@ def _layer_from_json(content: Object) -> LayerRedundancy:
             norms=_tensor_from_json(kernels["norms"]),
             cosine=_triangle_from_json(kernels["cosine"], filters),
             similarity=_triangle_from_json(kernels["similarity"], filters),
-            **{name: _float(kernels[name]) for name in _KERNEL_NUMBERS},
+            **_floats(kernels),
+            energy=None if kernels["energy"] is None else {
+                _is(name, str): _float(share) for name, share in kernels["energy"].items()
+            },
         ),
         pictures=None if pictures is None else Pictures(
             _tensor_from_json(pictures["maps"]), _tensor_from_json(pictures["kernels"])
@@ -151,6 +157,10 @@ def _layer_from_json(content: Object) -> LayerRedundancy:
 def _number(value: float) -> float | None:
     """JSON has no NaN: an undefined value is null."""
     return None if math.isnan(value) else value
+
+
+def _floats(kernels: Object) -> Object:
+    return {name: _float(kernels[name]) for name in _KERNEL_NUMBERS}
 
 
 def _float(value: Any) -> float:

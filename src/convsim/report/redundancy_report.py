@@ -64,6 +64,11 @@ class KernelRedundancy:
         bound: The certificate's bound on the absolute cosine of two maps, √CS(i,j)·‖R‖ /
             (‖F_i‖‖F_j‖), mean over the pairs and the example images. 1 or more tells nothing.
         bounded: The absolute cosine it bounds: of the maps at full zero padding, without bias.
+        autocorrelation: (groups, C·n, C·n) float64, of the layer's inputs, for
+            `convsim.expected_similarity`; None unless asked for. Left out of JSON.
+        energy: Which share of its energy lies in each class of inputs, "white" within "common"
+            within "matched": what kernel orthogonality, convolutional orthogonality and matched
+            Convolutional Similarity protect against. None unless asked for.
     """
 
     groups: int
@@ -76,6 +81,8 @@ class KernelRedundancy:
     similarity_rank_correlation: float
     bound: float
     bounded: float
+    autocorrelation: Tensor | None = field(default=None, repr=False, compare=False)
+    energy: dict[str, float] | None = None
 
     @property
     def raw_similarity(self) -> Tensor:

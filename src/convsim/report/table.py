@@ -22,6 +22,7 @@ NOTE = (
 _HEADER = (
     "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
 )  # fmt: skip
+_CLASSES = ("white", "common", "matched")
 
 
 def report_table(report: RedundancyReport) -> Table:
@@ -32,7 +33,15 @@ def report_table(report: RedundancyReport) -> Table:
         for name, value in report.rank_correlations.items()
     )
     rows = [_row(layer) for layer in report.layers]
-    return _table(title, _HEADER, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
+    header: tuple[str, ...] = _HEADER
+    shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
+    if any(shares):  # of the inputs' autocorrelation, by class
+        header += _CLASSES
+        rows = [
+            row + tuple(_text(share[name] if share else math.nan) for name in _CLASSES)
+            for row, share in zip(rows, shares, strict=True)
+        ]
+    return _table(title, header, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
 
 
 def comparison_table(comparison: RedundancyComparison) -> Table:
