@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, LayerFilter, conv_layers
-from convsim.penalties import Penalty, preset
+from convsim.penalties import ActivationPenalty, Penalty, preset
 
 
 class Regularizer:
@@ -41,6 +42,9 @@ class Regularizer:
     Raises:
         ConvsimError: If the model has no convolution, none is selected or trainable, one is lazy,
             or an option is unknown.
+
+    A penalty on feature maps ("decov") takes those of the forward passes since the last call, mean
+    over them, and only the first of the two lines serves it.
 
     Cost: one pass over the selected weights, linear in the number of filters; no dependence on
     batch or image size. See `convsim.convolutional_similarity`.
@@ -71,6 +75,10 @@ class Regularizer:
             banks = {layer.name: layer.bank() for layer in self.layers}
         self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
+        self._maps: dict[str, list[Tensor]] = {}
+        if isinstance(self.penalty, ActivationPenalty):
+            for layer in self._acting:
+                layer.module.register_forward_hook(partial(_keep, self._maps, layer.name))
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -93,11 +101,27 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
-        values = [self.penalty.value(layer.bank()) for layer in self._acting]
+        values = [self._value(layer) for layer in self._acting]
         if not values:
             return torch.zeros((), device=self.layers[0].weight().device)
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
         return total * self._layer_coefficient()
+
+    def _value(self, layer: ConvLayer) -> Tensor:
+        if not isinstance(self.penalty, ActivationPenalty):
+            return self.penalty.value(layer.bank())
+        maps = self._maps.pop(layer.name, [])
+        if not maps:
+            raise ConvsimError(
+                f"Layer {layer.name!r} has put out no feature maps since the last call. "
+                f"{self.penalty} takes those of the forward pass: call regularizer() once after "
+                "it, in train() mode."
+            )
+        return torch.stack([self.penalty.maps_value(output) for output in maps]).mean()
+
+    def forget(self) -> None:
+        """Drop feature maps that a penalty on them has kept and not used yet."""
+        self._maps.clear()
 
     def backward_(self, scale: float = 1.0) -> Tensor:
         """Add coefficient · scale · gradient of the penalty to the parameters' ``.grad``.
@@ -112,6 +136,8 @@ class Regularizer:
         Returns:
             coefficient · penalty, detached, as `__call__`.
         """
+        if isinstance(self.penalty, ActivationPenalty):
+            self.penalty.value(self._acting[0].bank())  # refuses
         values = []
         for layer in self._acting:
             weight = layer.weight()
@@ -152,6 +178,13 @@ class Regularizer:
     def _layer_coefficient(self) -> float:
         mean = self.penalty.reduction == "mean"
         return self.coefficient / (len(self._acting) if mean else 1)
+
+
+def _keep(
+    kept: dict[str, list[Tensor]], name: str, module: nn.Module, inputs: Any, output: Tensor
+) -> None:
+    if module.training and torch.is_grad_enabled():
+        kept.setdefault(name, []).append(output)
 
 
 def _accumulate(weight: Tensor, gradient: Tensor, factor: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from convsim.kernels import LayerFilter
-from convsim.penalties import Penalty
+from convsim.penalties import ActivationPenalty, Penalty
 from convsim.regularizer import Regularizer
 
 
@@ -49,10 +49,27 @@ class RegularizerCallback(Callback):
         if self.regularizer is not None:
             self.regularizer.steps = trainer.current_epoch
 
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Add the gradient of a penalty on feature maps, while their graph lives."""
+        if self.regularizer is None or not self._on_maps():
+            return
+        value = self.regularizer()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
+        (value * scale).backward(retain_graph=True)
+        pl_module.log("convsim/penalty", value.detach(), on_step=False, on_epoch=True)
+
+    def _on_maps(self) -> bool:
+        return self.regularizer is not None and isinstance(
+            self.regularizer.penalty, ActivationPenalty
+        )
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Add the gradient."""
-        if self.regularizer is not None:
+        if self.regularizer is not None and not self._on_maps():
             value = self.regularizer.backward_()
             pl_module.log("convsim/penalty", value, on_step=False, on_epoch=True)

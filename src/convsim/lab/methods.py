@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from convsim.errors import ConvsimError
-from convsim.penalties import PRESETS
+from convsim.penalties import PRESETS, ActivationPenalty
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Method:
 METHODS = {"none": Method("none")}
 for _name, _preset in PRESETS.items():
     _default = (_preset.coefficient,)
+    METHODS[_name] = Method(_name, regularizer=_name, coefficients=_default)
+    if isinstance(_preset.penalty, ActivationPenalty):
+        continue  # nothing can be minimised before there are feature maps
     for _method in (
-        Method(_name, regularizer=_name, coefficients=_default),
         Method(f"{_name}-init", initialization=_name),
         Method(f"{_name}-both", regularizer=_name, initialization=_name, coefficients=_default),
     ):

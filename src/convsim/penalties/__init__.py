@@ -1,9 +1,10 @@
 """Penalties on a convolution's filters, all with one signature, and their named presets."""
 
-from convsim.penalties.base import Penalty
+from convsim.penalties.base import ActivationPenalty, Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
+from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
@@ -14,9 +15,11 @@ from convsim.penalties.srip import SpectralRestrictedIsometry
 
 __all__ = [
     "PRESETS",
+    "ActivationPenalty",
     "ConvolutionalOrthogonality",
     "ConvolutionalSimilarity",
     "CosineOrthogonality",
+    "DeCov",
     "DoubleSoftOrthogonality",
     "MutualCoherence",
     "OrthoReg",

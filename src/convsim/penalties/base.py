@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 
 LayerReduction = Literal["mean", "sum"]
@@ -42,3 +43,26 @@ class Penalty(ABC):
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the penalty of this layer depends on its filters."""
         return True
+
+
+class ActivationPenalty(Penalty):
+    """A penalty on the feature maps of a batch, which needs a forward pass: see `Regularizer`."""
+
+    @abstractmethod
+    def maps_value(self, maps: Tensor) -> Tensor:
+        """Compute the penalty of one layer's feature maps (N, M, …), a differentiable scalar."""
+
+    def value(self, bank: KernelBank) -> Tensor:
+        """Refuse: there is nothing to be told from the filters.
+
+        Raises:
+            ConvsimError: Always.
+        """
+        raise ConvsimError(
+            f"{self} needs feature maps: after a forward pass use loss + regularizer(), not "
+            "backward_(), values() or initialize_()."
+        )
+
+    def acts_on(self, bank: KernelBank) -> bool:
+        """Tell whether the layer has two maps or more."""
+        return bank.filters.shape[0] * bank.filters.shape[1] > 1

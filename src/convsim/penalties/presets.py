@@ -9,6 +9,7 @@ from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
+from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
@@ -50,6 +51,7 @@ PRESETS = {
     "srip": Preset(SpectralRestrictedIsometry(), coefficient=1e-2, keep_norm=False),
     "ocnn": Preset(ConvolutionalOrthogonality(), coefficient=1e-3, keep_norm=False),
     "orthoreg": Preset(OrthoReg(), coefficient=1e-3),
+    "decov": Preset(DeCov(), coefficient=1e-3),
     "l2": Preset(SquaredNorm(), coefficient=5e-4, keep_norm=False),
 }
 
