@@ -67,10 +67,15 @@ def test_train_writes_weights_and_record(run, tmp_path):
 
 
 def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
-    command = ["compare", "digits", "--out", tmp_path, "--seeds", "2", "--epochs", "150", *TINY[:4]]
+    command = ["compare", "digits", "--out", tmp_path, "--seeds", "2", "--epochs", "20", *TINY[:4]]
     command += ["--method", "none", "--method", "recommended@0.1,1", "--tuning-seeds", "1"]
     process = subprocess.Popen(
-        [*CONVSIM, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*CONVSIM, *map(str, command)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs, and so what they start, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     records = tmp_path / "records.jsonl"
     deadline = time.monotonic() + 120
