@@ -99,15 +99,17 @@ def initialize_(
         return InitializationHistory({}, {})
 
     norms = {name: _norms(bank.filters) for name, bank in banks.items()}
-    optimizer = torch.optim.Adam([bank.filters for bank in banks.values()], lr=lr)
+    parameters, ones = [bank.filters for bank in banks.values()], [1.0] * len(banks)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
     history: list[list[float]] = []
     with torch.no_grad(), _progress_bar(steps if progress else None) as advance:
         for step in range(steps + 1):
-            values = []
-            for bank in banks.values():
-                value, bank.filters.grad = chosen.penalty.value_and_gradient(bank)
-                values.append(value.cpu())
-            history.append(torch.stack(values).tolist())
+            for filters in parameters:
+                filters.grad = torch.zeros_like(filters)
+            values = chosen.penalty.add_gradients_(
+                list(banks.values()), [filters.grad for filters in parameters], ones
+            )
+            history.append(torch.stack([value.cpu() for value in values]).tolist())
             _check_finite(dict(zip(banks, history[-1], strict=True)), step)
             if step == steps:
                 break

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.kernels import ConvLayer, LayerFilter, conv_layers
+from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
 
 
@@ -136,20 +136,22 @@ class Regularizer:
         Returns:
             coefficient · penalty, detached, as `__call__`.
         """
-        if isinstance(self.penalty, ActivationPenalty):
-            self.penalty.value(self._acting[0].bank())  # refuses
-        values = []
-        for layer in self._acting:
-            weight = layer.weight()
-            bank = layer.bank(weight.detach())
-            value, gradient = self.penalty.value_and_gradient(bank)
-            values.append(value * self._layer_coefficient())
-            if weight.requires_grad:
-                factor = self._layer_coefficient() * scale
-                _accumulate(weight, bank.to_weight(gradient), factor)
+        weights = [layer.weight() for layer in self._acting]
+        banks = [
+            layer.bank(weight.detach()) for layer, weight in zip(self._acting, weights, strict=True)
+        ]
+        gradients = [
+            _gradient(layer, weight, bank)
+            for layer, weight, bank in zip(self._acting, weights, banks, strict=True)
+        ]
+        factor = self._layer_coefficient()
+        values = self.penalty.add_gradients_(banks, gradients, [factor * scale] * len(banks))
+        for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
+            if gradient is not None and not _in_place(weight):
+                _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
         if not values:
             return self()
-        return torch.stack([value.to(values[0].device) for value in values]).sum()
+        return torch.stack([value.to(values[0].device) for value in values]).sum() * factor
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
@@ -177,7 +179,7 @@ class Regularizer:
 
     def _layer_coefficient(self) -> float:
         mean = self.penalty.reduction == "mean"
-        return self.coefficient / (len(self._acting) if mean else 1)
+        return self.coefficient / (max(1, len(self._acting)) if mean else 1)
 
 
 def _keep(
@@ -187,11 +189,23 @@ def _keep(
         kept.setdefault(name, []).append(output)
 
 
-def _accumulate(weight: Tensor, gradient: Tensor, factor: float) -> None:
-    if weight.is_leaf and weight.grad is not None and weight.dtype == gradient.dtype:
-        weight.grad.add_(gradient, alpha=factor)
-        return
-    gradient = (gradient * factor).to(weight.dtype)
+def _in_place(weight: Tensor) -> bool:
+    """Whether a gradient can be added to ``weight.grad`` as it is computed."""
+    return weight.is_leaf and weight.dtype in (torch.float32, torch.float64)
+
+
+def _gradient(layer: ConvLayer, weight: Tensor, bank: KernelBank) -> Tensor | None:
+    """Lay out where a layer's gradient is added: a view of ``weight.grad``, or zeros."""
+    if not weight.requires_grad:
+        return None
+    if not _in_place(weight):
+        return torch.zeros_like(bank.filters)
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return layer.bank(weight.grad).filters
+
+
+def _pass_on(weight: Tensor, gradient: Tensor) -> None:
     if not weight.is_leaf:  # parametrized: on to the parameters it is computed from
         weight.backward(gradient)
     elif weight.grad is None:

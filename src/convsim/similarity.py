@@ -150,7 +150,7 @@ def bank_similarity(
     """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
     with full_precision(bank.filters):
         a_GMX = _autocorrelation(bank, channels, scale)
-    return 0.5 * _pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
+    return 0.5 * pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
 
 
 def bank_similarity_and_gradient(
@@ -170,7 +170,7 @@ def bank_similarity_and_gradient(
         w_GMCn, norm, peak = _scaled(bank, scale)
         a_GMX = _pool(_gram(w_GMCn, channels), bank).flatten(2)
         partners_GMX = _partners(a_GMX, pairs)
-        weight = _pair_weight(bank, pairs, reduction)
+        weight = pair_weight(bank, pairs, reduction)
         value = 0.5 * weight * (a_GMX * partners_GMX).sum()
         t_nn = _unpool(partners_GMX.unflatten(2, (-1, _classes(bank)[1])), bank)
         if scale == "unit":  # g − W⟨g, W⟩ = 2·W·(T − ⟨a, N⟩·1), as ⟨g, W⟩ = 2⟨T, WᵀW⟩ = 2⟨a, N⟩
@@ -272,11 +272,11 @@ def _unpool(a_L: Tensor, bank: KernelBank) -> Tensor:
 
 
 def _classes(bank: KernelBank) -> tuple[Tensor, int]:
-    return _tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
+    return tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
 
 
 @lru_cache(maxsize=64)
-def _tap_pair_classes(
+def tap_pair_classes(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
 ) -> tuple[Tensor, int]:
     """Sort the pairs (u, v) of a kernel's taps into the classes that autocorrelation sums over.
@@ -316,6 +316,7 @@ def _partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
     return before.cumsum(1) + after.flip(1).cumsum(1).flip(1)
 
 
-def _pair_weight(bank: KernelBank, pairs: Pairs, reduction: Reduction) -> float:
+def pair_weight(bank: KernelBank, pairs: Pairs, reduction: Reduction) -> float:
+    """Compute what the sum over pairs is multiplied by: 1, or 1 over their number."""
     check_options(pairs, "crossed", "unit", reduction)
     return 1.0 if reduction == "sum" else 1.0 / max(1, pair_count(bank, pairs))

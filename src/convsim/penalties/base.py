@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +41,31 @@ class Penalty(ABC):
             (gradient,) = torch.autograd.grad(value, filters)
         return value.detach(), gradient
 
+    @torch.no_grad()
+    def add_gradients_(
+        self,
+        banks: Sequence[KernelBank],
+        gradients: Sequence[Tensor | None],
+        factors: Sequence[float],
+    ) -> list[Tensor]:
+        """Add factor · gradient of each layer's penalty to its (G, M, C, k) tensor, in place.
+
+        A layer whose gradient is None needs none. One layer after the other; a penalty that can
+        take them together overrides it.
+
+        Returns:
+            Each layer's penalty, detached and without the factor.
+        """
+        values = []
+        for bank, gradient, factor in zip(banks, gradients, factors, strict=True):
+            if gradient is None:
+                values.append(self.value(bank))
+                continue
+            value, own = self.value_and_gradient(bank)
+            gradient.add_(own, alpha=factor)
+            values.append(value)
+        return values
+
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the penalty of this layer depends on its filters."""
         return True
@@ -58,10 +84,22 @@ class ActivationPenalty(Penalty):
         Raises:
             ConvsimError: Always.
         """
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
         raise ConvsimError(
             f"{self} needs feature maps: after a forward pass use loss + regularizer(), not "
             "backward_(), values() or initialize_()."
         )
+
+    def add_gradients_(
+        self,
+        banks: Sequence[KernelBank],
+        gradients: Sequence[Tensor | None],
+        factors: Sequence[float],
+    ) -> list[Tensor]:
+        """Refuse, as `value` does."""
+        self._refuse()
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the layer has two maps or more."""

@@ -1,0 +1,154 @@
+"""Convolutional Similarity on a CPU, by C++ that the machine's own compiler builds at first use.
+
+Built once per source, compiler and instruction set, into ``$XDG_CACHE_HOME/convsim`` (by default
+``~/.cache/convsim``), in one or two seconds. Without a compiler this backend is not available.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convsim.backends.problem import Options, half_classes
+from convsim.kernels import KernelBank
+from convsim.similarity import pair_weight
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
+_MAX_TAPS = 128  # beyond, n² products a channel cost more than a Fourier transform
+
+logger = logging.getLogger(__name__)
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("filters", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        ("members", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("taps", ctypes.c_int64),
+        ("filter_stride", ctypes.c_int64 * 4),
+        ("gradient_stride", ctypes.c_int64 * 4),
+        ("pair_class", ctypes.c_void_p),
+        ("multiplicity", ctypes.c_void_p),
+        ("classes", ctypes.c_int64),
+        ("weight", ctypes.c_double),
+        ("factor", ctypes.c_double),
+        ("value", ctypes.c_double),
+    ]
+
+
+def serves(bank: KernelBank, gradient: Tensor | None) -> bool:
+    """Tell whether this backend can take a layer."""
+    return (
+        bank.filters.device.type == "cpu"
+        and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
+        and all(_merges_taps(tensor) for tensor in (bank.filters, gradient) if tensor is not None)
+        and library() is not None
+    )
+
+
+def add_gradients_(
+    banks: Sequence[KernelBank],
+    gradients: Sequence[Tensor | None],
+    factors: Sequence[float],
+    options: Options,
+) -> list[Tensor]:
+    """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
+    layers = (_Layer * len(banks))(
+        *(
+            _layer(bank, gradient, factor, options)
+            for bank, gradient, factor in zip(banks, gradients, factors, strict=True)
+        )
+    )
+    dtype = banks[0].filters.dtype
+    name = "similarity_float64" if dtype == torch.float64 else "similarity_float32"
+    getattr(library(), name)(
+        layers,
+        ctypes.c_int64(len(banks)),
+        options.channels == "matched",
+        options.scale == "unit",
+        options.pairs == "adjacent",
+        torch.get_num_threads(),
+    )
+    return list(torch.tensor([layer.value for layer in layers], dtype=dtype).unbind())
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Build and load the C++ once; None where there is no compiler or it fails."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        logger.info("no C++ compiler was found (set CXX): penalties take the eager backend")
+        return None
+    try:
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or error
+        logger.warning("penalties take the eager backend, for %s failed: %s", compiler, output)
+        return None
+
+
+def _build(compiler: str) -> Path:
+    flags = [
+        *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
+        *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+        *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []),
+    ]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    described = "\n".join([_SOURCE.read_text(), *flags, version.stdout, platform.machine()])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convsim"
+    built = folder / f"compiled-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            target = Path(scratch) / "compiled.so"
+            subprocess.run(
+                [compiler, *flags, str(_SOURCE), "-o", str(target)],
+                capture_output=True, text=True, check=True, timeout=120,
+            )  # fmt: skip
+            target.replace(built)
+    return built
+
+
+def _layer(bank: KernelBank, gradient: Tensor | None, factor: float, options: Options) -> _Layer:
+    classes = half_classes(bank)
+    groups, members, channels, *_ = bank.filters.shape
+    filters_GMCn = bank.filters.flatten(3)
+    gradient_GMCn = None if gradient is None else gradient.flatten(3)
+    return _Layer(
+        filters=filters_GMCn.data_ptr(),
+        gradient=None if gradient_GMCn is None else gradient_GMCn.data_ptr(),
+        groups=groups,
+        members=members,
+        channels=channels,
+        taps=filters_GMCn.shape[3],
+        filter_stride=filters_GMCn.stride(),
+        gradient_stride=(filters_GMCn if gradient_GMCn is None else gradient_GMCn).stride(),
+        pair_class=classes.pair_class.data_ptr(),
+        multiplicity=classes.multiplicity.data_ptr(),
+        classes=classes.count,
+        weight=pair_weight(bank, options.pairs, options.reduction),
+        factor=factor,
+    )
+
+
+def _merges_taps(tensor: Tensor) -> bool:
+    """Whether one stride leads through all taps, so that flattening them makes no copy."""
+    axes = zip(tensor.shape[3:], tensor.stride()[3:], strict=True)
+    spatial = [(size, step) for size, step in axes if size > 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(spatial))

@@ -1,0 +1,59 @@
+"""What every backend is asked: the similarity of some layers, and its gradient added in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from convsim.kernels import KernelBank
+from convsim.similarity import Channels, Pairs, Reduction, Scale, tap_pair_classes
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `convsim.convolutional_similarity` that choose the form."""
+
+    pairs: Pairs
+    channels: Channels
+    scale: Scale
+    reduction: Reduction
+
+
+@dataclass(frozen=True)
+class HalfClasses:
+    """The classes of tap pairs with (u, v) and (v, u) in one, as autocorrelation is symmetric.
+
+    Attributes:
+        pair_class: (n²,) int32, the class of each pair of taps, `count` for a pair left out.
+        multiplicity: (count,) float64, how many of the full classes each one stands for: 1 or 2.
+        count: The number of classes, 13 for a 3×3 kernel where there are 25 full ones.
+    """
+
+    pair_class: Tensor
+    multiplicity: Tensor
+    count: int
+
+
+def half_classes(bank: KernelBank) -> HalfClasses:
+    """Look up the classes of a bank's tap pairs."""
+    return _half_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
+
+
+@lru_cache(maxsize=64)
+def _half_classes(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], transposed: bool
+) -> HalfClasses:
+    index, full = tap_pair_classes(kernel, stride, dilation, transposed)
+    taps = round(len(index) ** 0.5)
+    index_nn = index.reshape(taps, taps)
+    mirror = torch.full((full + 1,), full)
+    mirror[index_nn.flatten()] = index_nn.mT.flatten()
+    first = torch.minimum(torch.arange(full + 1), mirror)
+    kept, half = first.unique(return_inverse=True)  # sorted: "left out" stays last
+    count = len(kept) - int(full in index) if full in index else len(kept) - 1
+    multiplicity = torch.bincount(half[:full], minlength=count)[:count].double()
+    return HalfClasses(half[index].int().contiguous(), multiplicity, count)

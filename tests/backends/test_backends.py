@@ -1,0 +1,233 @@
+"""Every backend against the closed form of convsim.similarity in float64, on every option."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
+from convsim.backends import compiled
+from convsim.backends.problem import Options, half_classes
+from convsim.kernels import kernel_bank
+from convsim.similarity import bank_similarity_and_gradient
+
+OPTIONS = [
+    Options(*values)
+    for values in product(
+        ("all", "adjacent"), ("crossed", "matched"), ("unit", "raw"), ("mean", "sum")
+    )
+]
+GEOMETRIES = [  # weight shape, stride, dilation, groups
+    ((4, 3, 5), 1, 1, 1),
+    ((4, 2, 4), 3, 1, 2),
+    ((3, 2, 3, 3), 1, 1, 1),
+    ((4, 2, 3, 2), (2, 1), 1, 2),
+    ((3, 1, 1, 5), (1, 2), (1, 3), 1),
+    ((3, 2, 4, 3), 2, 2, 1),
+    ((3, 2, 3, 3), 3, 2, 1),
+    ((4, 1, 3, 3), 1, 1, 4),
+    ((4, 3, 1, 1), 1, 1, 2),
+    ((3, 2, 2, 3, 2), (1, 2, 1), 1, 1),
+    ((6, 70, 3, 3), 1, 1, 1),  # more than one run of channels
+    ((5, 300, 5, 5), 2, 1, 1),
+    ((4, 3, 7, 7), 2, 1, 1),
+    ((2, 1, 13, 13), 1, 1, 1),  # more taps than the compiled backend takes
+]
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def backend(request, monkeypatch):
+    if request.param == "compiled" and compiled.library() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("CONVSIM_BACKEND", request.param)
+    return request.param
+
+
+def error_of(weight, options, **geometry):
+    """Relative error of value and gradient, and the two, against float64."""
+    bank = kernel_bank(weight, **geometry)
+    form = (options.pairs, options.channels, options.scale, options.reduction)
+    precise = kernel_bank(weight.double(), **geometry)
+    expected, expected_gradient = bank_similarity_and_gradient(precise, *form)
+    gradient = torch.zeros_like(weight)
+    for factor in (3.0, -1.0):
+        (value,) = backends.add_gradients_(
+            [bank], [kernel_bank(gradient, **geometry).filters], [factor], options
+        )
+    gradient = kernel_bank(gradient, **geometry).filters.double() / 2
+    assert value.dtype == bank.filters.dtype
+    scale = max(expected_gradient.norm().item(), 0.1 * expected.item() / weight.norm().item())
+    off = (gradient - expected_gradient).norm().item() / scale if scale else gradient.norm().item()
+    return abs(value.item() / expected.item() - 1) if expected else value.item(), off
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("shape", "stride", "dilation", "groups"), GEOMETRIES)
+def test_equals_the_reference(backend, shape, stride, dilation, groups, transposed, dtype):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    geometry = {
+        "stride": stride, "dilation": dilation, "groups": groups, "transposed": transposed,
+    }  # fmt: skip
+    limit = 1e-5 if dtype == torch.float32 else 1e-11
+    for options in OPTIONS:
+        assert max(error_of(weight, options, **geometry)) < limit, options
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-8])
+def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
+    weight = torch.randn(6, 20, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[1::2] *= ratio
+    value, _ = error_of(weight, options)
+    assert value < 1e-5
+    gradient = torch.zeros_like(weight)
+    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options)
+    precise = kernel_bank(weight.double())
+    form = (options.pairs, options.channels, options.scale, options.reduction)
+    expected = bank_similarity_and_gradient(precise, *form)[1][0]
+    assert (
+        (gradient - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    ).max() < (1e-5)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-15, 1e15, 1e30])
+def test_unit_filters_of_any_norm(backend, factor):
+    weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    for channels in ("crossed", "matched"):
+        options = Options("all", channels, "unit", "mean")
+        results = []
+        for by in (1.0, factor):
+            gradient = torch.zeros_like(weight)
+            (value,) = backends.add_gradients_(
+                [kernel_bank(weight * by)], [kernel_bank(gradient).filters], [by], options
+            )
+            results.append((value, gradient))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_zero_filter_gets_no_gradient(backend, options):
+    weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0
+    assert max(error_of(weight, options)) < 1e-5
+    gradient = torch.zeros_like(weight)
+    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options)
+    assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bad_weights_give_no_number(backend, options, bad):
+    weight = torch.randn(4, 5, 3, 3)
+    weight[2, 3, 1, 1] = bad
+    (value,) = backends.add_gradients_([kernel_bank(weight)], [None], [1.0], options)
+    assert not value.isfinite()
+
+
+def test_any_memory_layout(backend):
+    plain = torch.randn(6, 20, 3, 3, generator=torch.Generator().manual_seed(0))
+    layouts = {
+        "channels last": lambda w: w.to(memory_format=torch.channels_last),
+        "every other element": lambda w: w.repeat_interleave(2, dim=3)[..., ::2],
+        "taps transposed": lambda w: w.mT.contiguous().mT,
+    }
+    for options in OPTIONS[::2]:
+        expected = torch.zeros_like(plain)
+        backends.add_gradients_(
+            [kernel_bank(plain)], [kernel_bank(expected).filters], [1.0], options
+        )
+        for name, lay_out in layouts.items():
+            weight, gradient = lay_out(plain), lay_out(torch.zeros_like(plain))
+            backends.add_gradients_(
+                [kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options
+            )
+            torch.testing.assert_close(gradient, expected, msg=name)
+
+
+@pytest.mark.parametrize("channels", ["crossed", "matched"])
+def test_threads_do_not_change_a_bit(backend, channels):
+    weight = torch.randn(300, 40, 3, 3, generator=torch.Generator().manual_seed(0))
+    options = Options("all", channels, "unit", "mean")
+    results = []
+    threads = torch.get_num_threads()
+    for count in (1, 2, 2):
+        torch.set_num_threads(count)
+        gradient = torch.zeros_like(weight)
+        values = backends.add_gradients_(
+            [kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options
+        )
+        results.append((values[0], gradient))
+    torch.set_num_threads(threads)
+    if backend == "compiled":
+        assert all(
+            torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True)
+        )
+
+
+def test_mirrored_classes_are_one():
+    classes = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3)))
+    assert classes.count == 13
+    assert classes.multiplicity.tolist() == [1.0] + [2.0] * 12
+    strided = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3), stride=2))
+    assert strided.count == 5  # lags 0, (0, 2), (2, 0), (2, 2), (2, −2)
+    assert strided.pair_class.max() == 5  # left out
+
+
+def test_layers_of_all_kinds_go_together(backend):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 7, stride=2), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 13),
+        nn.ConvTranspose2d(8, 6, 4, stride=2), nn.Conv2d(6, 6, 3).double(),
+        nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 4, 3).bfloat16(),
+    )  # fmt: skip
+    for penalty in (ConvolutionalSimilarity(), ConvolutionalSimilarity(channels="matched")):
+        regularizer = Regularizer(model, penalty)
+        model.zero_grad()
+        regularizer().backward()
+        expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        value = regularizer.backward_()
+        actual = [p.grad for p in model.parameters() if p.grad is not None]
+        torch.testing.assert_close(value, regularizer().detach())
+        for one, other in zip(actual, expected, strict=True):
+            rounding = 1e-2 if one.dtype == torch.bfloat16 else 1e-5
+            assert (one - other).norm() <= rounding * other.norm()
+
+
+def test_an_unknown_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("CONVSIM_BACKEND", "cuda")
+    with pytest.raises(ConvsimError, match="'compiled', 'eager'"):
+        backends.add_gradients_([], [], [], OPTIONS[0])
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
+def test_eager_serves_where_nothing_compiles(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.library.cache_clear()
+    try:
+        assert compiled.library() is None
+        weight = torch.randn(4, 5, 3, 3)
+        assert max(error_of(weight, OPTIONS[0])) < 1e-5
+    finally:
+        monkeypatch.undo()
+        compiled.library.cache_clear()
+
+
+def test_the_build_is_kept(monkeypatch, tmp_path):
+    if compiled.library() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.library.cache_clear()
+    try:
+        assert compiled.library() is not None
+        (built,) = (tmp_path / "convsim").iterdir()
+        written = built.stat().st_mtime_ns
+        compiled.library.cache_clear()
+        assert compiled.library() is not None
+        assert built.stat().st_mtime_ns == written
+    finally:
+        monkeypatch.undo()
+        compiled.library.cache_clear()
