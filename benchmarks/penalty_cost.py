@@ -1,109 +1,257 @@
-"""Time value + gradient of the penalties on ResNet-18's convolutions, as ratios within one run."""
+"""Time value + gradient of the penalties beside their rivals, as ratios within one run.
+
+    python benchmarks/penalty_cost.py              # ResNet-18 and the growth with M, minutes
+    python benchmarks/penalty_cost.py --all        # every weight list, and the direct sum
+    python benchmarks/penalty_cost.py --device cuda --all
+
+Appends every sample with its environment to results/penalty_cost.jsonl; `--tables` prints the tables
+of that file again, and draws results/growth.png.
+"""
 
 from __future__ import annotations
 
+import argparse
+import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from cases import CASES, LAYERS
+from rivals import RIVALS, by_autograd, direct_sum
+from torch import nn
 
-from convsim import ConvolutionalSimilarity, Regularizer
+from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer
 from convsim.lab.models import build_model
-from convsim.lab.records import append_record, environment
+from convsim.lab.records import append_record, environment, read_records
 
-ROUNDS = 15
 RESULTS = Path(__file__).parent / "results" / "penalty_cost.jsonl"
+OURS = {
+    "recommended": ConvolutionalSimilarity(),
+    "matched, unit": ConvolutionalSimilarity(channels="matched"),
+    "authors": "authors",
+}
+Samples = dict[str, list[float]]
 
 
-def resnet18_convolutions() -> nn.Module:
-    """Take ResNet-18's convolutions, with ImageNet's 7×7 stem."""
-    convolutions = [
-        m for m in build_model("resnet18", classes=10).modules() if isinstance(m, nn.Conv2d)
-    ]
-    return nn.ModuleList([nn.Conv2d(3, 64, 7, stride=2), *convolutions[1:]])
+def variants(model: nn.Module) -> dict[str, Callable[[], Any]]:
+    """Build every way to a gradient on one model's convolutions."""
+    ours = {name: Regularizer(model, penalty) for name, penalty in OURS.items()}
+    return (
+        {name: by_autograd(model, penalty) for name, penalty in RIVALS.items()}
+        | {f"{name}, backward_()": one.backward_ for name, one in ours.items()}
+        | {"recommended, loss + regularizer()": lambda: ours["recommended"]().backward()}
+        | {"floor: read, read, write the gradient": floor(model)}
+    )
 
 
-def soft_orthogonality(weight: Tensor) -> Tensor:
-    """Compute ‖WWᵀ − I‖² over filters (Bansal et al. 2018)."""
-    filters = weight.flatten(1)
-    return (filters @ filters.mT - torch.eye(len(filters))).square().sum()
+def floor(model: nn.Module) -> Callable[[], None]:
+    """Move the bytes that any value and gradient must: weights twice, the gradient out and in."""
+    weights = [p for p in model.parameters() if p.dim() > 2]
+
+    @torch.no_grad()
+    def run() -> None:
+        for weight in weights:
+            torch.linalg.vector_norm(weight)
+        for weight in weights:
+            if weight.grad is not None:
+                weight.grad.add_(weight, alpha=1e-30)
+
+    return run
 
 
-def by_autograd(model: nn.Module, penalty: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-    """Sum a penalty over all weights and pass back."""
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-    return lambda: torch.stack([penalty(weight) for weight in weights]).sum().backward()
+def training_steps(name: str, size: int, device: str) -> dict[str, Callable[[], Any]]:
+    """Build SGD steps on 128 images, without a penalty and with each; bf16 autocast on a GPU."""
+    images = torch.randn(128, 3, size, size, device=device)
+    labels = torch.randint(10, (128,), device=device)
+
+    def build(penalty: Any) -> Callable[[], Any]:
+        model = build_model(name, classes=10).to(device)
+        regularizer = None if penalty is None else Regularizer(model, penalty)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = nn.functional.cross_entropy(model(images), labels)
+            if regularizer is not None and penalty == "decov":
+                loss = loss + regularizer()
+            loss.backward()
+            if regularizer is not None and penalty != "decov":
+                regularizer.backward_()
+            optimizer.step()
+
+        return step
+
+    return {
+        "plain step": build(None),
+        "step with recommended": build("recommended"),
+        "step with DeCov": build("decov"),
+    }
 
 
-def training_step(regularized: bool) -> Callable[[], None]:
-    """Build one SGD step of ResNet-18 on 128 images of 32×32."""
-    model = build_model("resnet18", classes=10)
-    regularizer = Regularizer(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    images, labels = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        if regularized:
-            regularizer.backward_()
-        optimizer.step()
-
-    return step
-
-
-def times(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def times(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> Samples:
     """Time every variant once a round, after one round of warm-up; milliseconds."""
-    samples: dict[str, list[float]] = {name: [] for name in variants}
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    samples: Samples = {name: [] for name in runs}
     for round_ in range(rounds + 1):
-        for name, run in variants.items():
+        for name, run in runs.items():
+            wait()
             started = time.perf_counter()
             run()
+            wait()
             if round_:
                 samples[name].append(1e3 * (time.perf_counter() - started))
     return samples
 
 
+_MEMORY = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import torch
+from cases import CASES
+from penalty_cost import OURS
+from rivals import RIVALS, by_autograd
+from convsim import Regularizer
+model = CASES[{case!r}]()
+tiny = torch.nn.Conv2d(2, 2, 3)
+def run(model):
+    name = {variant!r}
+    if name in OURS:
+        return Regularizer(model, OURS[name]).backward_
+    return by_autograd(model, RIVALS[name])
+run(tiny)()  # whatever is loaded or built at first use
+for p in model.parameters():
+    p.grad = torch.ones_like(p)
+step = run(model)
+def status(key):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+step()
+weights = sum(4 * p.numel() for p in model.parameters() if p.dim() > 2)
+print(1024 * (status("VmHWM") - before) / weights)
+"""
+
+
+def peak_memory(case: str, variant: str) -> float:
+    """Measure the peak resident memory beyond weights and gradients, ÷ the weights' bytes."""
+    script = _MEMORY.format(folder=str(Path(__file__).parent), case=case, variant=variant)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return float(result.stdout)
+
+
+def exponent(samples: dict[int, list[float]]) -> float:
+    """Fit the exponent of growth with M, by least squares on the logarithms of the medians."""
+    x = [math.log(m) for m in samples]
+    y = [math.log(median(values)) for values in samples.values()]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return slope / sum((a - mean_x) ** 2 for a in x)
+
+
+def table(case: str, samples: Samples) -> None:
+    """Print medians and ratios of one case."""
+    base = median(samples["L2, autograd"])
+    rival = median(samples["soft orthogonality, autograd"])
+    print(f"\n| value + gradient, {case} | median, ms | quartiles | ÷ L2 | ÷ soft orthogonality |")
+    print("|---|---:|---:|---:|---:|")
+    for name, values in samples.items():
+        m, ordered = median(values), sorted(values)
+        low, high = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+        print(f"| {name} | {m:.2f} | {low:.2f}–{high:.2f} | {m / base:.2f} | {m / rival:.3f} |")
+
+
+def growth(records: dict[str, Samples], picture: Path | None) -> None:
+    """Print how time grows with the number of filters, and draw it."""
+    sizes = [int(case.removeprefix("layer-")) for case in records]
+    names = [name for name in next(iter(records.values())) if not name.startswith("floor")]
+    by_name = {
+        name: dict(zip(sizes, (samples[name] for samples in records.values()), strict=True))
+        for name in names
+    }
+    print("\n| growth with M, C = 64, 3×3 | exponent | ms at M = 4096 |\n|---|---:|---:|")
+    for name, samples in by_name.items():
+        print(f"| {name} | {exponent(samples):.2f} | {median(samples[sizes[-1]]):.2f} |")
+    if picture:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - drawn only on demand
+
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot(xscale="log", yscale="log")
+        for name, samples in by_name.items():
+            axes.plot(sizes, [median(samples[m]) for m in sizes], marker="o", label=name)
+        axes.set(xlabel="filters M (C = 64, 3×3)", ylabel="value + gradient, ms")
+        axes.legend(fontsize=8)
+        figure.savefig(picture, dpi=120)
+
+
+def show(record: dict[str, Any], picture: Path | None) -> None:
+    """Print a record's tables."""
+    milliseconds = record["milliseconds"]
+    for case, samples in milliseconds.items():
+        if not case.startswith(("layer-", "step-")):
+            table(case, samples)
+    growth({c: s for c, s in milliseconds.items() if c.startswith("layer-")}, picture)
+    for case, samples in milliseconds.items():
+        if case.startswith("step-"):
+            plain = median(samples["plain step"])
+            print(f"\n| {case.removeprefix('step-')}, batch 128 | median, ms | ÷ plain |")
+            print("|---|---:|---:|")
+            for name, values in samples.items():
+                print(f"| {name} | {median(values):.1f} | {median(values) / plain:.3f} |")
+    steps = milliseconds.get("step-resnet18")
+    if steps:
+        own = median(milliseconds["resnet18"]["recommended, backward_()"])
+        share = own / median(steps["plain step"])
+        print(f"\nThe recommended penalty's own time is {share:.2%} of a plain ResNet-18 step.")
+    for name, ratio in record["memory"].items():
+        print(f"Peak extra memory on ResNet-18, {name}: {ratio:.3f} × the weights' bytes")
+
+
 def main() -> None:
     """Time, print, record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--all", action="store_true", help="every weight list, and the direct sum")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tables", action="store_true", help="print the last record again")
+    chosen = parser.parse_args()
+    if chosen.tables:
+        show(read_records(RESULTS)[-1], RESULTS.with_name("growth.png"))
+        return
     torch.manual_seed(0)
-    model = resnet18_convolutions()
-    recommended = Regularizer(model)
-    matched = ConvolutionalSimilarity(channels="matched")
-    penalties = times(
-        {
-            "L2, autograd": by_autograd(model, lambda w: w.square().sum()),
-            "soft orthogonality, autograd": by_autograd(model, soft_orthogonality),
-            "recommended, closed form": recommended.backward_,
-            "recommended, autograd": lambda: recommended().backward(),
-            "matched, closed form": Regularizer(model, matched).backward_,
-            "authors, closed form": Regularizer(model, "authors").backward_,
-        },
-        ROUNDS,
-    )
-    steps = times(
-        {"plain step": training_step(False), "step with recommended": training_step(True)}, 5
-    )
-    base, rival = (median(penalties[name]) for name in list(penalties)[:2])
-    print(
-        "| value + gradient, ResNet-18's convolutions | median, ms | ÷ L2 | ÷ soft orthogonality |"
-    )
-    print("|---|---:|---:|---:|")
-    for name, samples in penalties.items():
-        m = median(samples)
-        print(f"| {name} | {m:.1f} | {m / base:.2f} | {m / rival:.2f} |")
-    plain, with_penalty = (median(samples) for samples in steps.values())
-    print(
-        f"\nTraining step, batch 128 at 32×32: {plain:.0f} ms; "
-        f"with the penalty {with_penalty:.0f} ms"
-    )
-    share = median(penalties["recommended, closed form"]) / plain
-    print(f"The penalty's own time is {share:.1%} of the step's.")
-    record = {"schema": 1, "milliseconds": penalties | steps, "environment": environment()}
+    device = chosen.device
+    milliseconds: dict[str, Samples] = {}
+    for case, build in (CASES if chosen.all else {"resnet18": CASES["resnet18"]}).items():
+        try:
+            model = build().to(device)
+        except ConvsimError as error:
+            print(f"{case} is left out: {error}", file=sys.stderr)
+            continue
+        print(f"timing {case} …", file=sys.stderr)
+        milliseconds[case] = times(variants(model), chosen.rounds, device)
+        if case == "resnet18" and chosen.all:
+            direct = {"direct sum over pairs, matched": by_autograd(model, direct_sum)}
+            milliseconds[case] |= times(direct, 1, device)
+    for case, build in LAYERS.items():
+        milliseconds[case] = times(variants(build().to(device)), chosen.rounds, device)
+    print("timing training steps …", file=sys.stderr)
+    milliseconds["step-resnet18"] = times(training_steps("resnet18", 32, device), 5, device)
+    memory = {} if device == "cuda" else {
+        name: peak_memory("resnet18", name) for name in (*OURS, *list(RIVALS)[:2])
+    }  # fmt: skip
+    record = {
+        "schema": 2, "device": device, "milliseconds": milliseconds, "memory": memory,
+        "environment": environment(),
+    }  # fmt: skip
     append_record(RESULTS, record)
+    show(record, RESULTS.with_name("growth.png"))
 
 
 if __name__ == "__main__":

@@ -197,3 +197,54 @@ def test_non_finite_weights_show_in_the_value():
         model.weight[0] = math.nan
     assert regularizer().isnan()
     assert regularizer.backward_().isnan()
+
+
+def test_both_routes_compile_into_one_graph():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
+    regularizer = Regularizer(model)
+    model.zero_grad()
+    expected = regularizer()
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    compiled = torch.compile(regularizer, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    value = compiled()
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(
+        [p.grad for p in model.parameters() if p.grad is not None], gradients
+    )
+
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    compiled = torch.compile(regularizer.backward_, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(), expected.detach())
+    actual = [model[i].weight.grad for i in (0, 2)]
+    torch.testing.assert_close(actual, gradients)
+
+
+def test_the_penalty_works_under_function_transforms():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 8, 3)
+    regularizer = Regularizer(model)
+    regularizer().backward()
+
+    def penalty(parameters):
+        with torch.nn.utils.stateless._reparametrize_module(model, parameters):
+            return regularizer()
+
+    gradients = torch.func.grad(penalty)({k: v.detach() for k, v in model.named_parameters()})
+    torch.testing.assert_close(gradients["weight"], model.weight.grad)
+
+
+def test_a_second_derivative_is_right():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 8, 3).double()
+    (gradient,) = torch.autograd.grad(Regularizer(model)(), model.weight, create_graph=True)
+    (actual,) = torch.autograd.grad(gradient.square().sum(), model.weight)
+    value = 3.0 * convsim.convolutional_similarity(model.weight)
+    (gradient,) = torch.autograd.grad(value, model.weight, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.square().sum(), model.weight)
+    torch.testing.assert_close(actual, expected)

@@ -101,23 +101,27 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
-        values = [self._value(layer) for layer in self._acting]
-        if not values:
+        if not self._acting:
             return torch.zeros((), device=self.layers[0].weight().device)
+        if isinstance(self.penalty, ActivationPenalty):
+            values = [self._maps_value(self.penalty, layer.name) for layer in self._acting]
+        else:
+            values = self.penalty.values([layer.bank() for layer in self._acting])
+        return self._total(values)
+
+    def _total(self, values: list[Tensor]) -> Tensor:
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
         return total * self._layer_coefficient()
 
-    def _value(self, layer: ConvLayer) -> Tensor:
-        if not isinstance(self.penalty, ActivationPenalty):
-            return self.penalty.value(layer.bank())
-        maps = self._maps.pop(layer.name, [])
+    def _maps_value(self, penalty: ActivationPenalty, name: str) -> Tensor:
+        maps = self._maps.pop(name, [])
         if not maps:
             raise ConvsimError(
-                f"Layer {layer.name!r} has put out no feature maps since the last call. "
-                f"{self.penalty} takes those of the forward pass: call regularizer() once after "
+                f"Layer {name!r} has put out no feature maps since the last call. "
+                f"{penalty} takes those of the forward pass: call regularizer() once after "
                 "it, in train() mode."
             )
-        return torch.stack([self.penalty.maps_value(output) for output in maps]).mean()
+        return torch.stack([penalty.maps_value(output) for output in maps]).mean()
 
     def forget(self) -> None:
         """Drop feature maps that a penalty on them has kept and not used yet."""
@@ -149,9 +153,7 @@ class Regularizer:
         for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
             if gradient is not None and not _in_place(weight):
                 _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
-        if not values:
-            return self()
-        return torch.stack([value.to(values[0].device) for value in values]).sum() * factor
+        return self._total(values) if values else self()
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:

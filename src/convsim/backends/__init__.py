@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,61 @@ from convsim.backends import compiled, eager
 from convsim.backends.problem import Options
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
+from convsim.similarity import bank_similarity
 
 _BACKENDS = {"compiled": compiled, "eager": eager}  # the first that serves a layer takes it
 
 
-@torch.no_grad()
+def similarities(banks: Sequence[KernelBank], options: Options) -> list[Tensor]:
+    """Compute each layer's similarity, differentiable, its gradient in closed form.
+
+    The gradient is computed with the value and kept until the backward pass: as much memory as the
+    filters take, where `add_gradients_` needs none. A second derivative goes by autograd.
+    """
+    if not any(bank.filters.requires_grad for bank in banks) or not torch.is_grad_enabled():
+        return add_gradients_(banks, [None] * len(banks), [1.0] * len(banks), options)
+    outputs: Any = _Similarities.apply(  # type: ignore[no-untyped-call]
+        options, banks, *(bank.filters for bank in banks)
+    )
+    return list(outputs[: len(banks)])
+
+
+class _Similarities(torch.autograd.Function):
+    """Similarities of layers, with their gradients as further outputs for the backward pass."""
+
+    @staticmethod
+    def forward(options: Options, banks: Sequence[KernelBank], *filters: Tensor) -> Any:
+        plain = [bank.with_filters(own.detach()) for bank, own in zip(banks, filters, strict=True)]
+        gradients = [torch.zeros_like(bank.filters) for bank in plain]
+        values = add_gradients_(plain, gradients, [1.0] * len(plain), options)
+        return *values, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options, ctx.banks, *filters = inputs
+        gradients = output[len(filters) :]
+        ctx.mark_non_differentiable(*gradients)
+        ctx.save_for_backward(*filters, *gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        count = len(ctx.banks)
+        filters, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            gradients = [
+                _differentiable_gradient(bank.with_filters(own), ctx.options)
+                for bank, own in zip(ctx.banks, filters, strict=True)
+            ]
+        return None, None, *(own * by for own, by in zip(gradients, upstream, strict=False))
+
+
+def _differentiable_gradient(bank: KernelBank, options: Options) -> Tensor:
+    form = (options.pairs, options.channels, options.scale, options.reduction)
+    value = bank_similarity(bank, *form)
+    (gradient,) = torch.autograd.grad(value, bank.filters, create_graph=True)
+    return gradient
+
+
 def add_gradients_(
     banks: Sequence[KernelBank],
     gradients: Sequence[Tensor | None],
@@ -41,6 +92,57 @@ def add_gradients_(
     Returns:
         For each layer, its similarity, without the factor.
     """
+    if not torch.compiler.is_compiling():
+        return _add_gradients_(banks, gradients, factors, options)
+    values: Tensor = _operator(  # one node of the graph, whatever the backend
+        [bank.filters for bank in banks],
+        [gradient for gradient in gradients if gradient is not None],
+        [gradient is not None for gradient in gradients],
+        [number for bank in banks for number in (*bank.stride, *bank.dilation)],
+        [bank.transposed for bank in banks],
+        list(factors),
+        [options.pairs, options.channels, options.scale, options.reduction],
+    )
+    return [value.to(bank.filters) for value, bank in zip(values.unbind(), banks, strict=True)]
+
+
+@torch.library.custom_op(
+    "convsim::add_similarity_gradients_",
+    mutates_args={"gradients"},
+    schema="(Tensor[] filters, Tensor(a!)[] gradients, bool[] wanted, int[] steps, "
+    "bool[] transposed, float[] factors, str[] options) -> Tensor",
+)
+def _operator(
+    filters: list[Tensor],
+    gradients: list[Tensor],
+    wanted: list[bool],
+    steps: list[int],
+    transposed: list[bool],
+    factors: list[float],
+    options: list[str],
+) -> Tensor:
+    number, gradient = iter(steps), iter(gradients)
+    banks = []
+    for own, flag in zip(filters, transposed, strict=True):
+        stride, dilation = (tuple(next(number) for _ in own.shape[3:]) for _ in range(2))
+        banks.append(KernelBank(own, stride, dilation, flag))
+    targets = [next(gradient) if want else None for want in wanted]
+    values = _add_gradients_(banks, targets, factors, Options(*options))  # type: ignore[arg-type]
+    return torch.stack([value.to(filters[0].device, torch.float64) for value in values])
+
+
+@_operator.register_fake
+def _(filters: list[Tensor], *_: Any) -> Tensor:
+    return filters[0].new_empty(len(filters), dtype=torch.float64)
+
+
+@torch.no_grad()
+def _add_gradients_(
+    banks: Sequence[KernelBank],
+    gradients: Sequence[Tensor | None],
+    factors: Sequence[float],
+    options: Options,
+) -> list[Tensor]:
     values: list[Tensor | None] = [None] * len(banks)
     left = list(range(len(banks)))
     for backend in _chosen():

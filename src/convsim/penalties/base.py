@@ -30,6 +30,10 @@ class Penalty(ABC):
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer, a differentiable scalar."""
 
+    def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
+        """Compute the penalty of each layer; one after the other unless overridden."""
+        return [self.value(bank) for bank in banks]
+
     def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
         """Compute the penalty and its gradient (G, M, C, k), both detached.
 

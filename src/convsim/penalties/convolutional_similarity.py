@@ -46,6 +46,11 @@ class ConvolutionalSimilarity(Penalty):
         """Compute Convolutional Similarity of one layer."""
         return bank_similarity(bank, self.pairs, self.channels, self.scale, self.reduction)
 
+    def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
+        """Compute Convolutional Similarity of each layer, its gradient in closed form."""
+        options = Options(self.pairs, self.channels, self.scale, self.reduction)
+        return backends.similarities(banks, options)
+
     def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
         """Compute Convolutional Similarity of one layer and its gradient in closed form."""
         gradient = torch.zeros_like(bank.filters)
