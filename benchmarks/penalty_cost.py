@@ -4,8 +4,8 @@
     python benchmarks/penalty_cost.py --all        # every weight list, and the direct sum
     python benchmarks/penalty_cost.py --device cuda --all
 
-Appends every sample with its environment to results/penalty_cost.jsonl; `--tables` prints the tables
-of that file again, and draws results/growth.png.
+Appends every sample with its environment to results/penalty_cost.jsonl; `--tables` prints the
+tables of its last record again, and draws results/growth.png.
 """
 
 from __future__ import annotations

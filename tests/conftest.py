@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import os
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
 _VISION = Path(sys.prefix) / "vision"  # where `make test` puts torchvision and timm
 _MISSING_OPERATORS = (

@@ -36,8 +36,10 @@ GEOMETRIES = [  # weight shape, stride, dilation, groups
 ]
 
 
-@pytest.fixture(params=["eager", "compiled"])
+@pytest.fixture(params=["eager", "compiled", "fused"])
 def backend(request, monkeypatch):
+    if request.param == "fused":
+        pytest.importorskip("triton")
     if request.param == "compiled" and compiled.library() is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("CONVSIM_BACKEND", request.param)
@@ -71,7 +73,9 @@ def test_equals_the_reference(backend, shape, stride, dilation, groups, transpos
         "stride": stride, "dilation": dilation, "groups": groups, "transposed": transposed,
     }  # fmt: skip
     limit = 1e-5 if dtype == torch.float32 else 1e-11
-    for options in OPTIONS:
+    if backend == "fused" and (dtype == torch.float64 or max(shape) > 20):
+        pytest.skip("not the kernels' own, or too slow in Triton's interpreter")
+    for options in OPTIONS[::5] if backend == "fused" else OPTIONS:
         assert max(error_of(weight, options, **geometry)) < limit, options
 
 
@@ -148,6 +152,8 @@ def test_any_memory_layout(backend):
 
 @pytest.mark.parametrize("channels", ["crossed", "matched"])
 def test_threads_do_not_change_a_bit(backend, channels):
+    if backend == "fused":
+        pytest.skip("no threads")
     weight = torch.randn(300, 40, 3, 3, generator=torch.Generator().manual_seed(0))
     options = Options("all", channels, "unit", "mean")
     results = []
@@ -164,6 +170,14 @@ def test_threads_do_not_change_a_bit(backend, channels):
         assert all(
             torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True)
         )
+
+
+def test_blocks_of_filters_add_up_in_the_fused_kernels(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("CONVSIM_BACKEND", "fused")
+    weight = torch.randn(70, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    for pairs, scale in (("all", "unit"), ("adjacent", "raw")):
+        assert max(error_of(weight, Options(pairs, "crossed", scale, "mean"), groups=2)) < 1e-5
 
 
 def test_mirrored_classes_are_one():
@@ -198,7 +212,7 @@ def test_layers_of_all_kinds_go_together(backend):
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("CONVSIM_BACKEND", "cuda")
-    with pytest.raises(ConvsimError, match="'compiled', 'eager'"):
+    with pytest.raises(ConvsimError, match="'compiled', 'fused', 'eager'"):
         backends.add_gradients_([], [], [], OPTIONS[0])
 
 

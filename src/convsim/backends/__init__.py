@@ -1,8 +1,8 @@
 """Convolutional Similarity and its gradient, by the fastest means at hand.
 
 One question (`problem`), several answers, each checked against `convsim.similarity`: ``compiled``
-(C++, on a CPU with a compiler) and ``eager`` (torch alone, anywhere). The environment variable
-``CONVSIM_BACKEND=eager`` keeps to torch.
+(C++, on a CPU with a compiler), ``fused`` (Triton, on an NVIDIA GPU, crossed form) and ``eager``
+(torch alone, anywhere). The environment variable ``CONVSIM_BACKEND=eager`` keeps to torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends import compiled, eager
+from convsim.backends import compiled, eager, fused
 from convsim.backends.problem import Options
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.similarity import bank_similarity
 
-_BACKENDS = {"compiled": compiled, "eager": eager}  # the first that serves a layer takes it
+_BACKENDS = {
+    "compiled": compiled,
+    "fused": fused,
+    "eager": eager,
+}  # the first that serves a layer takes it
 
 
 def similarities(banks: Sequence[KernelBank], options: Options) -> list[Tensor]:
@@ -143,26 +147,16 @@ def _add_gradients_(
     factors: Sequence[float],
     options: Options,
 ) -> list[Tensor]:
-    values: list[Tensor | None] = [None] * len(banks)
-    left = list(range(len(banks)))
-    for backend in _chosen():
-        for dtype in (torch.float32, torch.float64):
-            mine = [
-                i
-                for i in left
-                if banks[i].filters.dtype == dtype and backend.serves(banks[i], gradients[i])
-            ]
-            if mine:
-                left = [i for i in left if i not in mine]
-                found = backend.add_gradients_(
-                    [banks[i] for i in mine],
-                    [gradients[i] for i in mine],
-                    [factors[i] for i in mine],
-                    options,
-                )
-                for i, value in zip(mine, found, strict=True):
-                    values[i] = value
-    return [value for value in values if value is not None]
+    jobs: dict[Any, list[int]] = {}
+    chosen = _chosen()
+    for i, (bank, gradient) in enumerate(zip(banks, gradients, strict=True)):
+        backend = next(one for one in chosen if one.serves(bank, gradient, options))
+        jobs.setdefault((backend, bank.filters.dtype, bank.filters.device), []).append(i)
+    values: dict[int, Tensor] = {}
+    for (backend, *_), mine in jobs.items():
+        columns = ([column[i] for i in mine] for column in (banks, gradients, factors))
+        values.update(zip(mine, backend.add_gradients_(*columns, options), strict=True))
+    return [values[i] for i in range(len(banks))]
 
 
 def _chosen() -> list[ModuleType]:

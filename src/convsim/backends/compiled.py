@@ -52,7 +52,7 @@ class _Layer(ctypes.Structure):
     ]
 
 
-def serves(bank: KernelBank, gradient: Tensor | None) -> bool:
+def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
     """Tell whether this backend can take a layer."""
     return (
         bank.filters.device.type == "cpu"

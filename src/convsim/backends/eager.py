@@ -11,7 +11,7 @@ from convsim.kernels import KernelBank
 from convsim.similarity import bank_similarity, bank_similarity_and_gradient
 
 
-def serves(bank: KernelBank, gradient: Tensor | None) -> bool:
+def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
     """Tell whether this backend can take a layer: any."""
     return True
 
