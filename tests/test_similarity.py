@@ -11,7 +11,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import convsim
 from convsim.kernels import kernel_bank
-from convsim.similarity import bank_similarity_and_gradient
 from oracles import (
     feature_map,
     input_correlation_norm,
@@ -42,6 +41,11 @@ GEOMETRIES = [  # weight shape, stride, dilation, groups
 
 def random_weight(shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def closed_form(bank, **options):
+    """Value and gradient without a graph."""
+    return convsim.ConvolutionalSimilarity(**options).value_and_gradient(bank)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -79,7 +83,7 @@ def test_closed_form_gradient_equals_autograd(shape, stride, dilation, groups, o
         )
         (expected,) = torch.autograd.grad(value, weight)
         bank = kernel_bank(weight, transposed=transposed, **geometry)
-        actual_value, gradient = bank_similarity_and_gradient(bank, **options)
+        actual_value, gradient = closed_form(bank, **options)
         torch.testing.assert_close(actual_value, value.detach())
         torch.testing.assert_close(bank.to_weight(gradient), expected)
 
@@ -179,8 +183,8 @@ def test_float32_keeps_its_digits_when_norms_differ(channels, pairs, ratio):
     options = {"pairs": pairs, "channels": channels, "scale": "raw", "reduction": "sum"}
     actual = convsim.convolutional_similarity(weight, **options)
     assert actual.item() == pytest.approx(expected, rel=1e-5)
-    _, gradient = bank_similarity_and_gradient(kernel_bank(weight), **options)
-    _, precise = bank_similarity_and_gradient(kernel_bank(weight.double()), **options)
+    _, gradient = closed_form(kernel_bank(weight), **options)
+    _, precise = closed_form(kernel_bank(weight.double()), **options)
     for one, exact in zip(gradient[0].double(), precise[0], strict=True):
         assert torch.linalg.vector_norm(one - exact) <= 1e-5 * torch.linalg.vector_norm(exact)
 
@@ -201,7 +205,7 @@ def test_autocast_does_not_lower_the_precision():
 
     def compute():
         value = convsim.convolutional_similarity(weight)
-        return value, convsim.similarity_matrix(weight), *bank_similarity_and_gradient(
+        return value, convsim.similarity_matrix(weight), *closed_form(
             kernel_bank(weight), **options
         )  # fmt: skip
 
@@ -222,8 +226,8 @@ def test_unit_scale_ignores_norms_of_any_size(magnitude):
             convsim.convolutional_similarity(weight, channels=channels),
         )
     options = {"pairs": "all", "channels": "crossed", "scale": "unit", "reduction": "mean"}
-    _, gradient = bank_similarity_and_gradient(kernel_bank(weight), **options)
-    _, scaled_gradient = bank_similarity_and_gradient(kernel_bank(scaled), **options)
+    _, gradient = closed_form(kernel_bank(weight), **options)
+    _, scaled_gradient = closed_form(kernel_bank(scaled), **options)
     torch.testing.assert_close(scaled_gradient * magnitude, gradient)
 
 
@@ -238,7 +242,7 @@ def test_zero_filters_are_similar_to_none(scale, channels):
     value = convsim.convolutional_similarity(weight, scale=scale, channels=channels)
     (gradient,) = torch.autograd.grad(value, weight)
     options = {"pairs": "all", "channels": channels, "scale": scale, "reduction": "mean"}
-    _, closed = bank_similarity_and_gradient(kernel_bank(weight), **options)
+    _, closed = closed_form(kernel_bank(weight), **options)
     assert (gradient[1] == 0).all()
     torch.testing.assert_close(closed[0], gradient)
 

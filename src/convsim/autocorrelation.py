@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
-from convsim.similarity import Scale, check_options, full_precision
+from convsim.precision import full_precision
+from convsim.similarity import Scale, check_options
 
 
 def expected_similarity(

@@ -20,7 +20,7 @@ from convsim.kernels import (
     is_convolution,
     selected_modules,
 )
-from convsim.similarity import full_precision
+from convsim.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)

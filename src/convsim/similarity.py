@@ -12,17 +12,17 @@ autocorrelation, and similarity becomes an inner product of such vectors: all pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import product
 from math import gcd
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
+from convsim.precision import full_precision
 
 Pairs = Literal["all", "adjacent"]
 Channels = Literal["crossed", "matched"]
@@ -150,38 +150,7 @@ def bank_similarity(
     """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
     with full_precision(bank.filters):
         a_GMX = _autocorrelation(bank, channels, scale)
-    return 0.5 * pair_weight(bank, pairs, reduction) * (a_GMX * _partners(a_GMX, pairs)).sum()
-
-
-def bank_similarity_and_gradient(
-    bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
-) -> tuple[Tensor, Tensor]:
-    """Compute `bank_similarity` and its gradient in closed form, without a graph.
-
-    With a_i the autocorrelation of filter i and N_i the sum of its partners', ∂CS/∂a_i = N_i. As
-    a_i pools the Gram matrix W_iᵀW_i, ∂CS/∂W_i = 2·W_i·T_i, where the symmetric matrix T_i spells
-    N_i out by lags (Toeplitz in each spatial axis for stride 1). A unit filter W = K/‖K‖ passes
-    (g − W⟨g, W⟩)/‖K‖ on.
-
-    Returns:
-        The scalar, and the gradient (G, M, C, k) of the filters' dtype.
-    """
-    with torch.no_grad(), full_precision(bank.filters):
-        w_GMCn, norm, peak = _scaled(bank, scale)
-        a_GMX = _pool(_gram(w_GMCn, channels), bank).flatten(2)
-        partners_GMX = _partners(a_GMX, pairs)
-        weight = pair_weight(bank, pairs, reduction)
-        value = 0.5 * weight * (a_GMX * partners_GMX).sum()
-        t_nn = _unpool(partners_GMX.unflatten(2, (-1, _classes(bank)[1])), bank)
-        if scale == "unit":  # g − W⟨g, W⟩ = 2·W·(T − ⟨a, N⟩·1), as ⟨g, W⟩ = 2⟨T, WᵀW⟩ = 2⟨a, N⟩
-            along_GM = (a_GMX * partners_GMX).sum(-1)
-            t_nn.diagonal(dim1=-2, dim2=-1).sub_(along_GM[..., None, None])
-        t_nn *= (2 * weight / norm / peak).unsqueeze(2)
-        if channels == "matched":  # every channel has a matrix of its own
-            gradient = (w_GMCn.unsqueeze(-2) @ t_nn).squeeze(-2)
-        else:
-            gradient = w_GMCn @ t_nn.squeeze(2)
-        return value, gradient.unflatten(-1, bank.kernel)
+    return 0.5 * pair_weight(bank, pairs, reduction) * (a_GMX * sum_partners(a_GMX, pairs)).sum()
 
 
 def pair_count(bank: KernelBank, pairs: Pairs) -> int:
@@ -213,31 +182,24 @@ def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None
             raise ConvsimError(f"{name} must be {known}; got {value!r}.")
 
 
-def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Keep autocast, which would multiply matrices in half precision, out of a block."""
-    kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
-
-
 def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
     """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
     check_options("all", channels, scale, "sum")
-    return _pool(_gram(_scaled(bank, scale)[0], channels), bank).flatten(2)
+    return pool_by_class(
+        tap_products(scaled_filters(bank.filters.flatten(3), scale)[0], channels), bank
+    ).flatten(2)
 
 
 def unit_filters(bank: KernelBank) -> Tensor:
     """Divide every filter by its norm, a zero filter staying zero: (G, M, C, n)."""
-    return _scaled(bank, "unit")[0]
+    return scaled_filters(bank.filters.flatten(3), "unit")[0]
 
 
-def _scaled(bank: KernelBank, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
-    """Flatten the taps and divide by the norm, norm = peak · (norm of filters/peak).
+def scaled_filters(w_GMCn: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide filters by their norm, ‖filter‖ = peak · norm, and return norm and peak too.
 
     Dividing by the largest element first keeps the squares of filters of norm 1e±30 in range.
     """
-    w_GMCn = bank.filters.flatten(3)
     if scale == "raw":
         one = w_GMCn.new_ones((1, 1, 1, 1))
         return w_GMCn, one, one
@@ -248,22 +210,22 @@ def _scaled(bank: KernelBank, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
     return w_GMCn / norm, norm, peak
 
 
-def _gram(w_GMCn: Tensor, channels: Channels) -> Tensor:
+def tap_products(w_GMCn: Tensor, channels: Channels) -> Tensor:
     """Multiply every two taps: (G, M, 1, n, n) summed over channels, or (G, M, C, n, n)."""
     if channels == "matched":
         return w_GMCn.unsqueeze(-1) * w_GMCn.unsqueeze(-2)
     return (w_GMCn.mT @ w_GMCn).unsqueeze(2)
 
 
-def _pool(gram_nn: Tensor, bank: KernelBank) -> Tensor:
+def pool_by_class(gram_nn: Tensor, bank: KernelBank) -> Tensor:
     """Sum the products of tap pairs of one class: (…, n, n) → (…, L)."""
     class_N, count = _classes(bank)
     pooled = gram_nn.new_zeros((*gram_nn.shape[:-2], count + 1))
     return pooled.index_add(-1, class_N.to(gram_nn.device), gram_nn.flatten(-2))[..., :count]
 
 
-def _unpool(a_L: Tensor, bank: KernelBank) -> Tensor:
-    """Spell a vector over classes out over tap pairs, the adjoint of `_pool`."""
+def spell_by_class(a_L: Tensor, bank: KernelBank) -> Tensor:
+    """Spell a vector over classes out over tap pairs, the adjoint of `pool_by_class`."""
     class_N, _ = _classes(bank)
     taps = bank.filters[0, 0, 0].numel()
     padded = torch.nn.functional.pad(a_L, (0, 1))
@@ -303,7 +265,7 @@ def tap_pair_classes(
     return torch.where(index < 0, len(number), index), len(number)
 
 
-def _partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
+def sum_partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
     """Sum each filter's partners: of all the others, or of the one before and the one after.
 
     Sums from either side rather than the total less a_i: subtracting would lose every digit of a

@@ -1,4 +1,4 @@
-"""Every backend against the closed form of convsim.similarity in float64, on every option."""
+"""Every backend against autograd through convsim.similarity in float64, on every option."""
 
 from itertools import product
 
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
-from convsim.backends import compiled
+from convsim.backends import compiled, eager
 from convsim.backends.problem import Options, half_classes
 from convsim.kernels import kernel_bank
-from convsim.similarity import bank_similarity_and_gradient
+from convsim.similarity import bank_similarity
 
 OPTIONS = [
     Options(*values)
@@ -36,8 +36,15 @@ GEOMETRIES = [  # weight shape, stride, dilation, groups
 ]
 
 
-@pytest.fixture(params=["eager", "compiled", "fused"])
+@pytest.fixture(params=["eager", "eager, sliced", "eager, by Fourier", "compiled", "fused"])
 def backend(request, monkeypatch):
+    if request.param.startswith("eager"):
+        monkeypatch.setenv("CONVSIM_BACKEND", "eager")
+        if request.param != "eager":
+            monkeypatch.setattr(eager, "_ELEMENTS", 100)
+        if request.param == "eager, by Fourier":
+            monkeypatch.setattr(eager, "_FOURIER_FROM", 0)
+        return request.param
     if request.param == "fused":
         pytest.importorskip("triton")
     if request.param == "compiled" and compiled.library() is None:
@@ -46,12 +53,18 @@ def backend(request, monkeypatch):
     return request.param
 
 
+def reference(bank, options):
+    """Value and gradient by autograd."""
+    form = (options.pairs, options.channels, options.scale, options.reduction)
+    filters = bank.filters.detach().requires_grad_()
+    value = bank_similarity(bank.with_filters(filters), *form)
+    return value.detach(), torch.autograd.grad(value, filters)[0]
+
+
 def error_of(weight, options, **geometry):
     """Relative error of value and gradient, and the two, against float64."""
     bank = kernel_bank(weight, **geometry)
-    form = (options.pairs, options.channels, options.scale, options.reduction)
-    precise = kernel_bank(weight.double(), **geometry)
-    expected, expected_gradient = bank_similarity_and_gradient(precise, *form)
+    expected, expected_gradient = reference(kernel_bank(weight.double(), **geometry), options)
     gradient = torch.zeros_like(weight)
     for factor in (3.0, -1.0):
         (value,) = backends.add_gradients_(
@@ -89,8 +102,7 @@ def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
     gradient = torch.zeros_like(weight)
     backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options)
     precise = kernel_bank(weight.double())
-    form = (options.pairs, options.channels, options.scale, options.reduction)
-    expected = bank_similarity_and_gradient(precise, *form)[1][0]
+    expected = reference(precise, options)[1][0]
     assert (
         (gradient - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
     ).max() < (1e-5)

@@ -1,14 +1,56 @@
-"""Convolutional Similarity by torch operations alone: on any device."""
+"""Convolutional Similarity by torch operations alone: on any device.
+
+With a_i the autocorrelation of filter W_i and N_i the sum of its partners', CS = ½ Σ ⟨a_i, N_i⟩ and
+∂CS/∂a_i = N_i. Hence ∂CS/∂W_i = 2·N_i ⋆ W_i at the kernel's own taps, and a unit filter W = K/‖K‖
+passes (g − W⟨g, W⟩)/‖K‖ on, where ⟨g, W⟩ = 2⟨a_i, N_i⟩.
+
+Two passes over the weights, a slice of filters at a time and, as matched channels do not meet, a
+slice of channels: intermediates stay small whatever the layer's size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+import torch
 from torch import Tensor
 
+from convsim.backends.fourier import Fourier
 from convsim.backends.problem import Options
 from convsim.kernels import KernelBank
-from convsim.similarity import bank_similarity, bank_similarity_and_gradient
+from convsim.precision import full_precision
+from convsim.similarity import (
+    pair_weight,
+    pool_by_class,
+    scaled_filters,
+    spell_by_class,
+    sum_partners,
+    tap_pair_classes,
+    tap_products,
+)
+
+_FOURIER_FROM = 128  # taps; benchmarks/large_kernels.py
+_ELEMENTS = 1 << 18  # of an intermediate
+
+
+class Gram:
+    """Autocorrelations by products of every two taps, pooled by lag: n² multiplications."""
+
+    def __init__(self, bank: KernelBank, options: Options) -> None:
+        self.bank, self.channels = bank, options.channels
+        self.lags = tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)[1]
+
+    def autocorrelate(self, w_GMCn: Tensor) -> Tensor:
+        """Compute the autocorrelation of every filter, or channel if matched: (G, M, X, L)."""
+        return pool_by_class(tap_products(w_GMCn, self.channels), self.bank)
+
+    def convolve(self, w_GMCn: Tensor, a_GMXL: Tensor) -> Tensor:
+        """Convolve filters with autocorrelations, at the kernel's own taps: (G, M, C, n)."""
+        t_GMXnn = spell_by_class(a_GMXL, self.bank)
+        if self.channels == "matched":
+            return (w_GMCn.unsqueeze(-2) @ t_GMXnn).squeeze(-2)
+        return w_GMCn @ t_GMXnn.squeeze(2)
 
 
 def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
@@ -23,13 +65,65 @@ def add_gradients_(
     options: Options,
 ) -> list[Tensor]:
     """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
-    form = (options.pairs, options.channels, options.scale, options.reduction)
-    values = []
-    for bank, gradient, factor in zip(banks, gradients, factors, strict=True):
-        if gradient is None:
-            values.append(bank_similarity(bank, *form))
-            continue
-        value, own = bank_similarity_and_gradient(bank, *form)
-        gradient.add_(own, alpha=factor)
-        values.append(value)
-    return values
+    with torch.no_grad(), full_precision(banks[0].filters):
+        return [
+            _add_gradient_(bank, gradient, factor, options)
+            for bank, gradient, factor in zip(banks, gradients, factors, strict=True)
+        ]
+
+
+def _add_gradient_(
+    bank: KernelBank, gradient: Tensor | None, factor: float, options: Options
+) -> Tensor:
+    large = prod(bank.kernel) > _FOURIER_FROM and Fourier.serves(bank)
+    correlator = (Fourier if large else Gram)(bank, options)
+    filters, channels = _slices(bank, correlator.lags, options)
+    weight = pair_weight(bank, options.pairs, options.reduction)
+    w_GMCn = bank.filters.flatten(3)
+    norms = [scaled_filters(w_GMCn[:, m], options.scale)[1:] for m in filters]
+    along_GM = w_GMCn.new_zeros(w_GMCn.shape[:2])
+
+    def unit(m: slice, c: slice, norm: Tensor, peak: Tensor) -> Tensor:
+        return w_GMCn[:, m, c] / peak / norm
+
+    def add(m: slice, c: slice, norm: Tensor, peak: Tensor, g_GMCn: Tensor) -> None:
+        assert gradient is not None
+        own = g_GMCn * (2 * weight * factor / norm / peak)
+        gradient[:, m, c].add_(own.unflatten(-1, bank.kernel))
+
+    for c in channels:
+        a_GMXL = torch.cat(
+            [
+                correlator.autocorrelate(unit(m, c, *norm))
+                for m, norm in zip(filters, norms, strict=True)
+            ],
+            1,
+        )
+        n_GMXL = sum_partners(a_GMXL.flatten(2), options.pairs).view_as(a_GMXL)
+        along_GM += (a_GMXL * n_GMXL).sum((-2, -1))
+        for m, norm in zip(filters if gradient is not None else [], norms, strict=False):
+            add(m, c, *norm, correlator.convolve(unit(m, c, *norm), n_GMXL[:, m]))
+    if options.scale == "unit" and gradient is not None:
+        for m, norm in zip(filters, norms, strict=True):
+            everything = slice(None)
+            w = unit(m, everything, *norm)
+            add(m, everything, *norm, -w * along_GM[:, m, None, None])
+    return 0.5 * weight * along_GM.sum()
+
+
+def _slices(bank: KernelBank, lags: int, options: Options) -> tuple[list[slice], list[slice]]:
+    """Cut filters and channels so that an intermediate has about `_ELEMENTS` numbers."""
+    groups, members, channels = bank.filters.shape[:3]
+    taps = prod(bank.kernel)
+    if options.channels == "matched":
+        wide = _ELEMENTS // (groups * members * lags)
+        long = _ELEMENTS // (groups * min(channels, max(1, wide)) * max(taps**2, lags))
+    else:
+        wide = channels
+        long = _ELEMENTS // (groups * max(channels * taps, taps**2))
+    return _cut(members, long), _cut(channels, wide)
+
+
+def _cut(length: int, step: int) -> list[slice]:
+    step = max(1, step)
+    return [slice(i, i + step) for i in range(0, length, step)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.similarity import full_precision
+from convsim.precision import full_precision
 
 
 @dataclass(frozen=True)

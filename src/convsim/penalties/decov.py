@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.penalties.base import ActivationPenalty, LayerReduction
 from convsim.penalties.gram import off_diagonal
-from convsim.similarity import full_precision
+from convsim.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.penalties.gram import gram, less_identity
-from convsim.similarity import full_precision
+from convsim.precision import full_precision
 
 
 @dataclass(frozen=True)

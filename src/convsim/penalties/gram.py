@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from convsim.kernels import KernelBank
-from convsim.similarity import full_precision, unit_filters
+from convsim.precision import full_precision
+from convsim.similarity import unit_filters
 
 
 def gram(bank: KernelBank) -> Tensor:

@@ -1,0 +1,73 @@
+"""Autocorrelation of large kernels by Fourier transforms: n·log n multiplications, not n²."""
+
+from __future__ import annotations
+
+from math import gcd, prod
+
+import torch
+from torch import Tensor
+
+from convsim.backends.problem import Options
+from convsim.kernels import KernelBank
+
+
+class Fourier:
+    """Autocorrelations over all lags, kept as images of twice the kernel's size less one, or more.
+
+    Serves convolutions, of any stride: lags that do not meet it are set to 0. A strided transposed
+    convolution sorts its lags by phase, which a transform does not.
+    """
+
+    def __init__(self, bank: KernelBank, options: Options) -> None:
+        self.kernel, self.crossed = bank.kernel, options.channels == "crossed"
+        self.axes = tuple(range(-len(bank.kernel), 0))
+        self.size = [_fast_size(2 * k - 1) for k in bank.kernel]
+        self.lags = prod(self.size)
+        self.kept = torch.ones(self.size, dtype=torch.bool, device=bank.filters.device)
+        for axis, (size, step) in enumerate(zip(self.size, _steps(bank), strict=True)):
+            lag = (torch.arange(size) + size // 2) % size - size // 2
+            meets = (lag % step == 0).to(self.kept.device)
+            self.kept &= meets.reshape(-1, *[1] * (len(self.size) - axis - 1))
+
+    @staticmethod
+    def serves(bank: KernelBank) -> bool:
+        """Tell whether the lags of a bank are sorted by nothing else."""
+        return not bank.transposed or set(_steps(bank)) == {1}
+
+    def autocorrelate(self, w_GMCn: Tensor) -> Tensor:
+        """Compute the autocorrelation of every filter, or channel if matched: (G, M, X, L)."""
+        power = self._transform(w_GMCn.unflatten(-1, self.kernel)).abs().square()
+        if self.crossed:
+            power = power.sum(2, keepdim=True)
+        a: Tensor = torch.fft.irfftn(power, s=self.size, dim=self.axes)
+        return (a * self.kept).flatten(3)
+
+    def convolve(self, w_GMCn: Tensor, a_GMXL: Tensor) -> Tensor:
+        """Convolve filters with symmetric images, at the kernel's own taps: (G, M, C, n)."""
+        spectrum = self._transform(a_GMXL.unflatten(-1, self.size))
+        product = self._transform(w_GMCn.unflatten(-1, self.kernel)) * spectrum
+        whole: Tensor = torch.fft.irfftn(product, s=self.size, dim=self.axes)
+        for axis, k in zip(self.axes, self.kernel, strict=True):
+            whole = whole.narrow(axis, 0, k)
+        return whole.flatten(3)
+
+    def _transform(self, image: Tensor) -> Tensor:
+        transformed: Tensor = torch.fft.rfftn(image, s=self.size, dim=self.axes)
+        return transformed
+
+
+def _steps(bank: KernelBank) -> list[int]:
+    return [s // gcd(s, d) for s, d in zip(bank.stride, bank.dilation, strict=True)]
+
+
+def _fast_size(least: int) -> int:
+    """Find the next product of 2, 3 and 5, for which a transform is fast."""
+    size = least
+    while True:
+        rest = size
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return size
+        size += 1
