@@ -221,7 +221,7 @@ def pool_by_class(gram_nn: Tensor, bank: KernelBank) -> Tensor:
     """Sum the products of tap pairs of one class: (…, n, n) → (…, L)."""
     class_N, count = _classes(bank)
     pooled = gram_nn.new_zeros((*gram_nn.shape[:-2], count + 1))
-    return pooled.index_add(-1, class_N.to(gram_nn.device), gram_nn.flatten(-2))[..., :count]
+    return pooled.index_add(-1, class_N, gram_nn.flatten(-2))[..., :count]
 
 
 def spell_by_class(a_L: Tensor, bank: KernelBank) -> Tensor:
@@ -229,12 +229,22 @@ def spell_by_class(a_L: Tensor, bank: KernelBank) -> Tensor:
     class_N, _ = _classes(bank)
     taps = bank.filters[0, 0, 0].numel()
     padded = torch.nn.functional.pad(a_L, (0, 1))
-    pairs: Tensor = padded[..., class_N.to(a_L.device)]
+    pairs: Tensor = padded[..., class_N]
     return pairs.reshape(*a_L.shape[:-1], taps, taps)
 
 
 def _classes(bank: KernelBank) -> tuple[Tensor, int]:
-    return tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
+    geometry = (bank.kernel, bank.stride, bank.dilation, bank.transposed)
+    return _classes_on(*geometry, bank.filters.device)
+
+
+@lru_cache(maxsize=64)  # a copy to a GPU at every call would wait for it
+def _classes_on(
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
+    device: torch.device,
+) -> tuple[Tensor, int]:  # fmt: skip
+    index, count = tap_pair_classes(kernel, stride, dilation, transposed)
+    return index.to(device), count
 
 
 @lru_cache(maxsize=64)

@@ -30,8 +30,8 @@ from convsim.similarity import (
     tap_products,
 )
 
-_FOURIER_FROM = 128  # taps; benchmarks/large_kernels.py
-_ELEMENTS = 1 << 18  # of an intermediate
+_FOURIER_FROM = {"crossed": 256, "matched": 64}  # taps; benchmarks/large_kernels.py
+_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # of an intermediate: a cache's worth; few launches
 
 
 class Gram:
@@ -75,7 +75,7 @@ def add_gradients_(
 def _add_gradient_(
     bank: KernelBank, gradient: Tensor | None, factor: float, options: Options
 ) -> Tensor:
-    large = prod(bank.kernel) > _FOURIER_FROM and Fourier.serves(bank)
+    large = prod(bank.kernel) > _FOURIER_FROM[options.channels] and Fourier.serves(bank)
     correlator = (Fourier if large else Gram)(bank, options)
     filters, channels = _slices(bank, correlator.lags, options)
     weight = pair_weight(bank, options.pairs, options.reduction)
@@ -115,12 +115,13 @@ def _slices(bank: KernelBank, lags: int, options: Options) -> tuple[list[slice],
     """Cut filters and channels so that an intermediate has about `_ELEMENTS` numbers."""
     groups, members, channels = bank.filters.shape[:3]
     taps = prod(bank.kernel)
+    elements = _ELEMENTS.get(bank.filters.device.type, _ELEMENTS["cpu"]) // groups
     if options.channels == "matched":
-        wide = _ELEMENTS // (groups * members * lags)
-        long = _ELEMENTS // (groups * min(channels, max(1, wide)) * max(taps**2, lags))
+        wide = elements // (members * lags)
+        long = elements // (min(channels, max(1, wide)) * max(taps**2, lags))
     else:
         wide = channels
-        long = _ELEMENTS // (groups * max(channels * taps, taps**2))
+        long = elements // max(channels * taps, taps**2)
     return _cut(members, long), _cut(channels, wide)
 
 

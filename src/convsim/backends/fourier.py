@@ -23,11 +23,10 @@ class Fourier:
         self.axes = tuple(range(-len(bank.kernel), 0))
         self.size = [_fast_size(2 * k - 1) for k in bank.kernel]
         self.lags = prod(self.size)
-        self.kept = torch.ones(self.size, dtype=torch.bool, device=bank.filters.device)
-        for axis, (size, step) in enumerate(zip(self.size, _steps(bank), strict=True)):
-            lag = (torch.arange(size) + size // 2) % size - size // 2
-            meets = (lag % step == 0).to(self.kept.device)
-            self.kept &= meets.reshape(-1, *[1] * (len(self.size) - axis - 1))
+        self.kept = torch.ones((), dtype=torch.bool, device=bank.filters.device)
+        for size, step in zip(self.size, _steps(bank), strict=True):
+            lag = (torch.arange(size, device=self.kept.device) + size // 2) % size - size // 2
+            self.kept = self.kept[..., None] & (lag % step == 0)
 
     @staticmethod
     def serves(bank: KernelBank) -> bool:

@@ -1,7 +1,8 @@
 """Crossed Convolutional Similarity on an NVIDIA GPU: three Triton launches for each kernel shape.
 
-Layers of one kernel shape go together, through tables of their filters' addresses that are sent to
-the device when an address changes, from pinned memory. Nothing waits for the device.
+Layers of one kernel shape go together, through a table of their filters' layout, sent to the device
+once, and one of each layer's addresses and factors, sent from pinned memory when one of them
+changes. Nothing waits for the device, and a CUDA graph can capture it.
 
 `autocorrelate` reads every filter once and leaves its autocorrelation, `sum_blocks` adds these up
 over blocks of filters, and `add_gradient` sums a filter's partners (the other blocks, and the
@@ -81,13 +82,16 @@ def _of_one_shape(
     device = banks[0].filters.device
     classes = half_classes(banks[0])
     weights = [pair_weight(bank, options.pairs, options.reduction) for bank in banks]
-    scales = [2 * w * f for w, f in zip(weights, factors, strict=True)]
-    described = tuple(
-        (bank.filters.shape[:3], bank.filters.stride(), bank.filters.data_ptr(),
-         0 if gradient is None else gradient.data_ptr())
-        for bank, gradient in zip(banks, gradients, strict=True)
-    )  # fmt: skip
-    table, blocks, layer_of_row = _tables(described, device)
+    table, blocks, layer_of_row = _table(
+        tuple((bank.filters.shape[:3], bank.filters.stride()) for bank in banks), device
+    )
+    layers = _layers(
+        tuple(
+            (bank.filters.data_ptr(), 0 if gradient is None else gradient.data_ptr(), w, 2 * w * f)
+            for bank, gradient, w, f in zip(banks, gradients, weights, factors, strict=True)
+        ),
+        device,
+    )
     taps = banks[0].filters[0, 0, 0].numel()
     n, h = max(16, _power_of_2(taps)), max(16, _power_of_2(classes.count))
     pair_class, multiplicity = _padded_classes(banks[0], n, h, device)
@@ -96,55 +100,69 @@ def _of_one_shape(
     partial = torch.empty(len(blocks), h, dtype=torch.float64, device=device)
     norm, peaks = torch.empty(2, rows, device=device).unbind()
     along = torch.empty(rows, dtype=torch.float64, device=device)
-    per_layer = torch.tensor([scales, weights], dtype=torch.float64)
-    if device.type == "cuda":
-        per_layer = per_layer.pin_memory().to(device, non_blocking=True)
     unit, channels = options.scale == "unit", 32
     kernels.autocorrelate[(rows,)](
-        table, pair_class, a, norm, peaks, taps, classes.count,
+        table, layers, pair_class, a, norm, peaks, taps, classes.count,
         UNIT=unit, N=n, H=h, C=channels,
     )  # fmt: skip
     kernels.sum_blocks[(len(blocks),)](a, blocks, partial, H=h, B=_BLOCK)
     kernels.add_gradient[(rows,)](
-        table, pair_class, multiplicity, a, partial, norm, peaks, per_layer[0][layer_of_row],
-        along, taps, classes.count,
+        table, layers, pair_class, multiplicity, a, partial, norm, peaks, along,
+        taps, classes.count,
         UNIT=unit, ADJACENT=options.pairs == "adjacent", N=n, H=h, C=channels, B=_BLOCK,
     )  # fmt: skip
     values = torch.zeros(len(banks), dtype=torch.float64, device=device)
     values.index_add_(0, layer_of_row, along)
-    return (0.5 * per_layer[1] * values).float()
+    return (0.5 * layers[:, 2].view(torch.float64) * values).float()
 
 
 @lru_cache(maxsize=64)
-def _tables(described: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Spell out each filter's address, layout, group and gradient, and the blocks of filters."""
+def _table(described: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """List each filter's place, layout and group, the blocks of filters, and each one's layer."""
     rows: list[Tensor] = []
     blocks: list[tuple[int, int]] = []
     counts: list[int] = []
     total = 0
-    for (groups, members, channels), stride, filters, gradient in described:
+    for layer, ((groups, members, channels), stride) in enumerate(described):
         for group in range(groups):
             first = total + group * members
-            offset = 4 * (group * stride[0] + torch.arange(members) * stride[1])
             own = torch.empty(members, 8, dtype=torch.int64)
-            own[:, 0] = filters + offset
-            own[:, 1:7] = torch.tensor(
+            own[:, 0] = layer
+            own[:, 1] = 4 * (group * stride[0] + torch.arange(members) * stride[1])
+            own[:, 2:] = torch.tensor(
                 [channels, stride[2], stride[-1], first, first + members, len(blocks)]
             )
-            own[:, 7] = gradient + offset if gradient else 0
             rows.append(own)
             blocks += [(b, first + members) for b in range(first, first + members, _BLOCK)]
         counts.append(groups * members)
         total += counts[-1]
-    tables = [
+    tables = (
         torch.cat(rows),
         torch.tensor([(b, min(b + _BLOCK, last)) for b, last in blocks]),
         torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
-    ]
-    if device.type == "cuda":
-        tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]
-    table, block, layer_of_row = tables
+    )
+    table, block, layer_of_row = (_send(own, device) for own in tables)
     return table, block, layer_of_row
+
+
+@lru_cache(maxsize=64)
+def _layers(described: tuple[tuple[int, int, float, float], ...], device: torch.device) -> Tensor:
+    """Spell out each layer's filters, gradient, weight and factor, the numbers as their bits."""
+    addresses = torch.tensor([row[:2] for row in described], dtype=torch.int64)
+    numbers = torch.tensor([row[2:] for row in described], dtype=torch.float64)
+    return _send(torch.cat([addresses, numbers.view(torch.int64)], 1), device)
+
+
+_CAPTURED: list[Tensor] = []  # what a CUDA graph copies from at every replay
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return tensor
+    pinned = tensor.pin_memory()
+    if torch.cuda.is_current_stream_capturing():
+        _CAPTURED.append(pinned)
+    return pinned.to(device, non_blocking=True)
 
 
 def _padded_classes(
@@ -164,7 +182,7 @@ def _padded(
     pair_class[:taps, :taps] = classes.pair_class.reshape(taps, taps)
     multiplicity = torch.zeros(h, dtype=torch.float64)
     multiplicity[: classes.count] = classes.multiplicity
-    return pair_class.to(device), multiplicity.to(device)
+    return _send(pair_class, device), _send(multiplicity, device)
 
 
 def _power_of_2(number: int) -> int:

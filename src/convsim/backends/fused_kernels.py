@@ -1,8 +1,10 @@
 """The Triton kernels of `fused`: a program for each filter, or for each block of filters.
 
-The table has eight numbers for each filter: its address, channels, the steps from channel to
-channel and from tap to tap, the first and one past the last filter of its group, the group's first
-block, and the address of its gradient, 0 for none.
+The table has eight numbers for each filter: its layer, the bytes from the layer's first element to
+its own, its channels, the steps from channel to channel and from tap to tap, the first and one past
+the last filter of its group, and the group's first block. The layers have four: the addresses of
+the filters and of the gradient, 0 for none, and as the bits of a float64 the weight and what the
+gradient is multiplied by.
 """
 
 import triton
@@ -19,14 +21,15 @@ def tile(address, c, channels, channel_step, tap_step, n, N: tl.constexpr):
 
 @triton.jit
 def autocorrelate(
-    table, classes, a, norm, peaks, n, count,
+    table, layers, classes, a, norm, peaks, n, count,
     UNIT: tl.constexpr, N: tl.constexpr, H: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Read a filter and leave its autocorrelation, its norm and its peak."""
     row = tl.program_id(0).to(tl.int64)
-    address = tl.load(table + 8 * row).to(tl.pointer_type(tl.float32))
-    channels = tl.load(table + 8 * row + 1)
-    channel_step, tap_step = tl.load(table + 8 * row + 2), tl.load(table + 8 * row + 3)
+    layer, offset = tl.load(table + 8 * row), tl.load(table + 8 * row + 1)
+    address = (tl.load(layers + 4 * layer) + offset).to(tl.pointer_type(tl.float32))
+    channels = tl.load(table + 8 * row + 2)
+    channel_step, tap_step = tl.load(table + 8 * row + 3), tl.load(table + 8 * row + 4)
     one = tl.full((), 1.0, tl.float32)
     peak = one
     if UNIT:  # magnitudes as integers keep their order, with NaN on top
@@ -70,14 +73,15 @@ def sum_blocks(a, blocks, partial, H: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def add_gradient(
-    table, classes, multiplicity, a, partial, norm, peaks, factors, along_out, n, count,
+    table, layers, classes, multiplicity, a, partial, norm, peaks, along_out, n, count,
     UNIT: tl.constexpr, ADJACENT: tl.constexpr, N: tl.constexpr, H: tl.constexpr,
     C: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Sum a filter's partners, read it again and add its gradient."""
     row = tl.program_id(0).to(tl.int64)
-    first, last = tl.load(table + 8 * row + 4), tl.load(table + 8 * row + 5)
-    first_block = tl.load(table + 8 * row + 6)
+    layer, offset = tl.load(table + 8 * row), tl.load(table + 8 * row + 1)
+    first, last = tl.load(table + 8 * row + 5), tl.load(table + 8 * row + 6)
+    first_block = tl.load(table + 8 * row + 7)
     h = tl.arange(0, H)
     if ADJACENT:
         before = tl.load(a + (row - 1) * H + h, (h * 0 + row) > first, 0.0).to(tl.float64)
@@ -98,7 +102,7 @@ def add_gradient(
     mine = tl.load(a + row * H + h).to(tl.float64)
     along = tl.sum(tl.load(multiplicity + h) * mine * partners, 0)
     tl.store(along_out + row, along)
-    target = tl.load(table + 8 * row + 7)
+    target = tl.load(layers + 4 * layer + 1)
     peak = tl.load(peaks + row)
     if (target != 0) & (peak != 0):
         u, v = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
@@ -109,11 +113,12 @@ def add_gradient(
         if UNIT:
             t -= tl.where(u == v, along, 0.0)
         length = tl.load(norm + row).to(tl.float64)
-        t = (t * (tl.load(factors + row) / (length * length) / peak)).to(tl.float32)
-        address = tl.load(table + 8 * row).to(tl.pointer_type(tl.float32))
-        gradient = target.to(tl.pointer_type(tl.float32))
-        channels = tl.load(table + 8 * row + 1)
-        channel_step, tap_step = tl.load(table + 8 * row + 2), tl.load(table + 8 * row + 3)
+        factor = tl.load(layers + 4 * layer + 3).to(tl.float64, bitcast=True)
+        t = (t * (factor / (length * length) / peak)).to(tl.float32)
+        address = (tl.load(layers + 4 * layer) + offset).to(tl.pointer_type(tl.float32))
+        gradient = (target + offset).to(tl.pointer_type(tl.float32))
+        channels = tl.load(table + 8 * row + 2)
+        channel_step, tap_step = tl.load(table + 8 * row + 3), tl.load(table + 8 * row + 4)
         for start in range(0, channels, C):
             c = start + tl.arange(0, C)
             at, inside = tile(address, c, channels, channel_step, tap_step, n, N)
