@@ -2,7 +2,11 @@
 
     python benchmarks/penalty_cost.py              # ResNet-18 and the growth with M, minutes
     python benchmarks/penalty_cost.py --all        # every weight list, and the direct sum
-    python benchmarks/penalty_cost.py --device cuda --all
+    python benchmarks/penalty_cost.py --device cuda --all [--rival NAME=module:function]
+
+On a GPU it also times a CUDA graph of the recommended penalty, fails if that penalty waits for
+the device, and takes rivals that are installed there, as functions of one weight, such as the
+authors' CUDA extension.
 
 Appends every sample with its environment to results/penalty_cost.jsonl; `--tables` prints the
 tables of its last record again, and draws results/growth.png.
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +29,7 @@ import torch
 from cases import CASES, LAYERS
 from rivals import RIVALS, by_autograd, direct_sum
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer
 from convsim.lab.models import build_model
@@ -41,12 +47,48 @@ Samples = dict[str, list[float]]
 def variants(model: nn.Module) -> dict[str, Callable[[], Any]]:
     """Build every way to a gradient on one model's convolutions."""
     ours = {name: Regularizer(model, penalty) for name, penalty in OURS.items()}
-    return (
+    runs = (
         {name: by_autograd(model, penalty) for name, penalty in RIVALS.items()}
         | {f"{name}, backward_()": one.backward_ for name, one in ours.items()}
         | {"recommended, loss + regularizer()": lambda: ours["recommended"]().backward()}
         | {"floor: read, read, write the gradient": floor(model)}
     )
+    if next(model.parameters()).is_cuda:
+        runs["recommended, CUDA graph"] = captured(ours["recommended"].backward_)
+    return runs
+
+
+def captured(run: Callable[[], Any]) -> Callable[[], None]:
+    """Capture a run in a CUDA graph, having made sure that it waits for nothing."""
+    run()  # gradients are allocated, kernels built, tables sent
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def launches(run: Callable[[], Any], device: str) -> int:
+    """Count what a run launches: kernels on a GPU, torch operations elsewhere."""
+    kind = {"cuda": ProfilerActivity.CUDA, "cpu": ProfilerActivity.CPU}[device]
+    run()
+    with profile(activities=[kind]) as profiler:
+        run()
+    events = profiler.events()
+    if device == "cuda":
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    return sum(event.name.startswith("aten::") and event.cpu_parent is None for event in events)
+
+
+def rival(text: str) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """Read NAME=module:function."""
+    name, _, where = text.partition("=")
+    module, _, function = where.partition(":")
+    return f"{name}, autograd", getattr(import_module(module), function)
 
 
 def floor(model: nn.Module) -> Callable[[], None]:
@@ -200,16 +242,24 @@ def show(record: dict[str, Any], picture: Path | None) -> None:
     growth({c: s for c, s in milliseconds.items() if c.startswith("layer-")}, picture)
     for case, samples in milliseconds.items():
         if case.startswith("step-"):
-            plain = median(samples["plain step"])
-            print(f"\n| {case.removeprefix('step-')}, batch 128 | median, ms | ÷ plain |")
+            plain = samples["plain step"]
+            print(
+                f"\n| {case.removeprefix('step-')}, batch 128 | median, ms | ÷ plain, quartiles |"
+            )
             print("|---|---:|---:|")
-            for name, values in samples.items():
-                print(f"| {name} | {median(values):.1f} | {median(values) / plain:.3f} |")
+            for name, values in samples.items():  # ratios within one round
+                ratios = sorted(a / b for a, b in zip(values, plain, strict=True))
+                low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
+                share = f"{median(ratios):.3f} ({low:.3f}–{high:.3f})"
+                print(f"| {name} | {median(values):.1f} | {share} |")
     steps = milliseconds.get("step-resnet18")
     if steps:
         own = median(milliseconds["resnet18"]["recommended, backward_()"])
         share = own / median(steps["plain step"])
         print(f"\nThe recommended penalty's own time is {share:.2%} of a plain ResNet-18 step.")
+    for name, count in record.get("launches", {}).items():
+        kind = "kernels" if record["device"] == "cuda" else "torch operations"
+        print(f"{name}, ResNet-18: {count} {kind}")
     for name, ratio in record["memory"].items():
         print(f"Peak extra memory on ResNet-18, {name}: {ratio:.3f} × the weights' bytes")
 
@@ -220,13 +270,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--all", action="store_true", help="every weight list, and the direct sum")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rival", action="append", default=[], type=rival, metavar="NAME=M:F")
     parser.add_argument("--tables", action="store_true", help="print the last record again")
     chosen = parser.parse_args()
     if chosen.tables:
         show(read_records(RESULTS)[-1], RESULTS.with_name("growth.png"))
         return
     torch.manual_seed(0)
+    RIVALS.update(chosen.rival)
     device = chosen.device
+    counts: dict[str, int] = {}
     milliseconds: dict[str, Samples] = {}
     for case, build in (CASES if chosen.all else {"resnet18": CASES["resnet18"]}).items():
         try:
@@ -236,19 +289,23 @@ def main() -> None:
             continue
         print(f"timing {case} …", file=sys.stderr)
         milliseconds[case] = times(variants(model), chosen.rounds, device)
+        if case == "resnet18":
+            counts = {name: launches(run, device) for name, run in variants(model).items()}
         if case == "resnet18" and chosen.all:
             direct = {"direct sum over pairs, matched": by_autograd(model, direct_sum)}
             milliseconds[case] |= times(direct, 1, device)
     for case, build in LAYERS.items():
         milliseconds[case] = times(variants(build().to(device)), chosen.rounds, device)
     print("timing training steps …", file=sys.stderr)
-    milliseconds["step-resnet18"] = times(training_steps("resnet18", 32, device), 5, device)
+    steps = {"resnet18": 32} | ({"resnet50": 224} if device == "cuda" else {})
+    for name, size in steps.items():
+        milliseconds[f"step-{name}"] = times(training_steps(name, size, device), 15, device)
     memory = {} if device == "cuda" else {
         name: peak_memory("resnet18", name) for name in (*OURS, *list(RIVALS)[:2])
     }  # fmt: skip
     record = {
-        "schema": 2, "device": device, "milliseconds": milliseconds, "memory": memory,
-        "environment": environment(),
+        "schema": 3, "device": device, "milliseconds": milliseconds, "memory": memory,
+        "launches": counts, "environment": environment(),
     }  # fmt: skip
     append_record(RESULTS, record)
     show(record, RESULTS.with_name("growth.png"))
