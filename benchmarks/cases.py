@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
@@ -18,6 +20,14 @@ def _resnet18() -> nn.Module:
     """Take ResNet-18's convolutions, with ImageNet's 7×7 stem."""
     convolutions = [layer.module for layer in conv_layers(build_model("resnet18", classes=10))]
     return nn.ModuleList([nn.Conv2d(3, 64, 7, stride=2), *convolutions[1:]])
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    """List the convolutions of a torchvision model: channels in and out, kernel, stride, groups."""
+    layers = json.loads(Path(__file__).with_name("layers.json").read_text())[name]
+    return lambda: nn.ModuleList(
+        [nn.Conv2d(*sizes, tuple(k), tuple(s), groups=groups) for *sizes, k, s, groups in layers]
+    )
 
 
 def _unet3d() -> nn.Module:
@@ -39,8 +49,8 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "resnet50": _model("resnet50"),
     "vgg19": _model("vgg19"),
     "wrn28-10": _model("wrn28-10"),
-    "mobilenet_v3_large": _model("torchvision:mobilenet_v3_large"),
-    "convnext_tiny": _model("torchvision:convnext_tiny"),
+    "mobilenet_v3_large": _torchvision("mobilenet_v3_large"),
+    "convnext_tiny": _torchvision("convnext_tiny"),
     "unet3d": _unet3d,
 }
 LAYERS = {f"layer-{m}": _layer(m) for m in (64, 128, 256, 512, 1024, 2048, 4096)}

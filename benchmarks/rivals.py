@@ -44,27 +44,35 @@ def ocnn(weight: Tensor) -> Tensor:
     return maps.square().sum() - 2 * shifted.sum() + len(weight)
 
 
-def direct_sum(weight: Tensor) -> Tensor:
-    """Compute matched Convolutional Similarity pair by pair, as its definition has it."""
-    shape, channels = weight.shape[2:], weight.shape[1]
-    convolve = _CONVOLVE[len(shape)]
-    padding = [k - 1 for k in shape]
-    total = weight.new_zeros(())
-    for i in range(len(weight) - 1):
-        kernel = weight[i].unsqueeze(1)
-        maps = convolve(weight[i + 1 :], kernel, padding=padding, groups=channels)
-        total = total + maps.square().sum()
-    return total
+def direct_sum(model: nn.Module) -> Callable[[], None]:
+    """Sum matched Convolutional Similarity pair by pair, as its definition has it, passing back."""
+    weights = _weights(model)
+
+    def run() -> None:
+        for weight in weights:
+            shape, channels = weight.shape[2:], weight.shape[1]
+            convolve = _CONVOLVE[len(shape)]
+            padding = [k - 1 for k in shape]
+            for i in range(len(weight) - 1):
+                kernel = weight[i].unsqueeze(1)
+                maps = convolve(weight[i + 1 :], kernel, padding=padding, groups=channels)
+                maps.square().sum().backward()
+
+    return run
 
 
 def by_autograd(model: nn.Module, penalty: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     """Sum a penalty over all weights and pass back."""
-    weights = [m.weight for m in model.modules() if isinstance(m, tuple(CONVOLUTIONS))]
+    weights = _weights(model)
 
     def run() -> None:
         torch.stack([penalty(weight) for weight in weights]).sum().backward()
 
     return run
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [m.weight for m in model.modules() if isinstance(m, tuple(CONVOLUTIONS))]
 
 
 RIVALS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,11 +9,10 @@ import convsim
 def test_public_names():
     assert sorted(convsim.__all__) == [
         "ConvolutionalSimilarity", "ConvsimError", "ConvsimWarning", "DataError",
-        "InitializationHistory", "KernelRedundancy", "LayerRedundancy", "MapPair",
-        "MissingExtraError", "NonFiniteError", "PRESETS", "RedundancyComparison",
+        "ExpectedSimilarity", "InitializationHistory", "KernelRedundancy", "LayerRedundancy",
+        "MapPair", "MissingExtraError", "NonFiniteError", "PRESETS", "RedundancyComparison",
         "RedundancyReport", "Regularizer", "conv_layers", "convolutional_similarity",
-        "expected_similarity",
-        "initialize_", "measure", "similarity_matrix",
+        "expected_similarity", "initialize_", "measure", "similarity_matrix",
     ]  # fmt: skip
     assert all(hasattr(convsim, name) for name in convsim.__all__)
 

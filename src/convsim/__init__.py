@@ -10,7 +10,7 @@ from convsim.errors import (
 )
 from convsim.initialization import InitializationHistory, initialize_
 from convsim.kernels import conv_layers
-from convsim.penalties import PRESETS, ConvolutionalSimilarity
+from convsim.penalties import PRESETS, ConvolutionalSimilarity, ExpectedSimilarity
 from convsim.redundancy import measure
 from convsim.regularizer import Regularizer
 from convsim.report import (
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "conv_layers",
     # choices
     "ConvolutionalSimilarity",
+    "ExpectedSimilarity",
     "PRESETS",
     # what goes wrong
     "ConvsimError",

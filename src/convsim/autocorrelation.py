@@ -10,7 +10,6 @@ their product, P positions.
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
 from convsim.similarity import Scale, check_options
+from convsim.windows import windows
 
 
 def expected_similarity(
@@ -119,18 +119,12 @@ class InputAutocorrelation:
 
     def _windows(self, image_1Cx: Tensor) -> Tensor:
         """Lay out what the layer reads at each position: (G, P, C·n)."""
-        module: Any = self._module
         bank = self._bank
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = nn.functional.pad(image_1Cx, module._reversed_padding_repeated_twice, mode=mode)
-        x = x.to(bank.filters.dtype)
-        axes = zip(bank.kernel, bank.stride, bank.dilation, strict=True)
-        for axis, (k, s, d) in enumerate(axes):
-            x = x.unfold(axis + 2, d * (k - 1) + 1, s)[..., ::d]
+        x = windows(self._module, bank, image_1Cx).to(bank.filters.dtype)
         dims, groups = len(bank.kernel), bank.filters.shape[0]
         x_GCPn = x[0].flatten(1 + dims).flatten(1, dims).unflatten(0, (groups, -1))
-        windows: Tensor = x_GCPn.transpose(1, 2).flatten(2)
-        return windows
+        flat_GPR: Tensor = x_GCPn.transpose(1, 2).flatten(2)
+        return flat_GPR
 
 
 def energy_by_class(autocorrelation_GRR: Tensor, bank: KernelBank) -> dict[str, float]:

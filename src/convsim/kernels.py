@@ -48,12 +48,14 @@ class KernelBank:
         stride: One integer per spatial axis.
         dilation: One integer per spatial axis.
         transposed: Whether the layer is a transposed convolution.
+        inputs: (G, S, C·n) windows of the layer's real input, for a penalty that asks for them.
     """
 
     filters: Tensor
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     transposed: bool = False
+    inputs: Tensor | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
+from convsim.windows import sample_windows
 
 
 class Regularizer:
@@ -76,9 +78,13 @@ class Regularizer:
         self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._maps: dict[str, list[Tensor]] = {}
-        if isinstance(self.penalty, ActivationPenalty):
-            for layer in self._acting:
+        self._inputs: dict[str, Tensor] = {}
+        for layer in self._acting:
+            if isinstance(self.penalty, ActivationPenalty):
                 layer.module.register_forward_hook(partial(_keep, self._maps, layer.name))
+            elif self.penalty.windows:
+                sample = partial(_sample, self._inputs, layer, self.penalty.windows)
+                layer.module.register_forward_pre_hook(sample, with_kwargs=True)
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -106,8 +112,19 @@ class Regularizer:
         if isinstance(self.penalty, ActivationPenalty):
             values = [self._maps_value(self.penalty, layer.name) for layer in self._acting]
         else:
-            values = self.penalty.values([layer.bank() for layer in self._acting])
+            values = self.penalty.values([self._bank(layer) for layer in self._acting])
         return self._total(values)
+
+    def _bank(self, layer: ConvLayer, weight: Tensor | None = None) -> KernelBank:
+        bank = layer.bank(weight)
+        if not self.penalty.windows:
+            return bank
+        if layer in self._acting and layer.name not in self._inputs:
+            raise ConvsimError(
+                f"Layer {layer.name!r} has read no input yet. {self.penalty} takes that of the "
+                "last forward pass: call the regularizer after one, in train() mode."
+            )
+        return replace(bank, inputs=self._inputs.get(layer.name))
 
     def _total(self, values: list[Tensor]) -> Tensor:
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
@@ -142,7 +159,8 @@ class Regularizer:
         """
         weights = [layer.weight() for layer in self._acting]
         banks = [
-            layer.bank(weight.detach()) for layer, weight in zip(self._acting, weights, strict=True)
+            self._bank(layer, weight.detach())
+            for layer, weight in zip(self._acting, weights, strict=True)
         ]
         gradients = [
             _gradient(layer, weight, bank)
@@ -158,7 +176,7 @@ class Regularizer:
     @torch.no_grad()
     def values(self) -> dict[str, float]:
         """Compute each selected layer's penalty, without the coefficient, for logging."""
-        return {layer.name: self.penalty.value(layer.bank()).item() for layer in self.layers}
+        return {layer.name: self.penalty.value(self._bank(layer)).item() for layer in self.layers}
 
     def step(self) -> None:
         """Advance the coefficient's schedule by one: a step or an epoch, as its function counts."""
@@ -189,6 +207,19 @@ def _keep(
 ) -> None:
     if module.training and torch.is_grad_enabled():
         kept.setdefault(name, []).append(output)
+
+
+@torch.no_grad()
+def _sample(
+    kept: dict[str, Tensor],
+    layer: ConvLayer,
+    count: int,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    if module.training:
+        kept[layer.name] = sample_windows(layer, args[0] if args else kwargs["input"], count)
 
 
 def _in_place(weight: Tensor) -> bool:

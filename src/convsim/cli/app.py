@@ -36,9 +36,10 @@ _DEFAULTS = Recipe()
 Data = Annotated[str, typer.Argument(help=DATA)]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
-LearningRate = Annotated[float, typer.Option(min=0, help="SGD's learning rate at the start.")]
+Optimizer = Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Optimizer.")]
+LearningRate = Annotated[float, typer.Option(min=0, help="The learning rate at the start.")]
 Momentum = Annotated[float, typer.Option(min=0, max=1, help="SGD's momentum.")]
-WeightDecay = Annotated[float, typer.Option(min=0, help="SGD's weight decay.")]
+WeightDecay = Annotated[float, typer.Option(min=0, help="The optimizer's weight decay.")]
 Schedule = Annotated[
     Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
 ]
@@ -89,6 +90,7 @@ def train_command(
     momentum: Momentum = _DEFAULTS.momentum,
     weight_decay: WeightDecay = _DEFAULTS.weight_decay,
     schedule: Schedule = _DEFAULTS.schedule,
+    optimizer: Optimizer = _DEFAULTS.optimizer,
 ) -> None:
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
@@ -98,8 +100,9 @@ def train_command(
     from safetensors.torch import save_file  # noqa: PLC0415
 
     recipe = Recipe(
-        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule
-    )
+        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule,
+        optimizer=optimizer,
+    )  # fmt: skip
     chosen = parse_method(method)
     if len(chosen.coefficients) > 1:
         raise ConvsimError(
@@ -144,6 +147,7 @@ def compare_command(
     momentum: Momentum = _DEFAULTS.momentum,
     weight_decay: WeightDecay = _DEFAULTS.weight_decay,
     schedule: Schedule = _DEFAULTS.schedule,
+    optimizer: Optimizer = _DEFAULTS.optimizer,
 ) -> None:
     """Compare methods over seeds: accuracy, epochs to target, feature-map similarity, time.
 
@@ -151,8 +155,9 @@ def compare_command(
     the grid goes on where it was stopped. Writes comparison.png, comparison.md and comparison.html.
     """
     recipe = Recipe(
-        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule
-    )
+        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule,
+        optimizer=optimizer,
+    )  # fmt: skip
     methods = [parse_method(name) for name in method]
     images = load_dataset(data).subset(train=train_images, seed=0)
     _compare(images.name, images, recipe, methods, list(range(seeds)), folder, tuning_seeds, jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,11 +53,14 @@ class Classifier(LightningModule):
         self.log("accuracy", correct, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        """Build SGD with the recipe's schedule, stepped every epoch."""
+        """Build the recipe's optimizer with its schedule, stepped every epoch."""
         r = self.recipe
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay
-        )
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "sgd": partial(torch.optim.SGD, momentum=r.momentum),
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+        }
+        optimizer = kinds[r.optimizer](self.parameters(), lr=r.lr, weight_decay=r.weight_decay)
         schedulers = torch.optim.lr_scheduler
         scheduler: dict[str, Callable[[], Any]] = {
             "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),

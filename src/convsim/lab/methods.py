@@ -41,8 +41,8 @@ METHODS = {"none": Method("none")}
 for _name, _preset in PRESETS.items():
     _default = (_preset.coefficient,)
     METHODS[_name] = Method(_name, regularizer=_name, coefficients=_default)
-    if isinstance(_preset.penalty, ActivationPenalty):
-        continue  # nothing can be minimised before there are feature maps
+    if isinstance(_preset.penalty, ActivationPenalty) or _preset.penalty.windows:
+        continue  # nothing can be minimised before there are images
     for _method in (
         Method(f"{_name}-init", initialization=_name),
         Method(f"{_name}-both", regularizer=_name, initialization=_name, coefficients=_default),

@@ -12,7 +12,7 @@ from convsim.lab.records import Record, record_key
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, whatever the method: SGD with momentum on cross-entropy.
+    """How to train, whatever the method, on cross-entropy.
 
     Attributes:
         model: A name that `convsim.lab.models.build_model` knows.
@@ -23,11 +23,12 @@ class Recipe:
         batch_size: Images per step.
         lr: The learning rate at the start.
         momentum: SGD's momentum.
-        weight_decay: SGD's weight decay.
+        weight_decay: The optimizer's weight decay.
         schedule: "cosine" (to zero over the epochs), "constant", or "steps" (a tenth after half and
             after three quarters of the epochs).
         validation: The share of the training part that is held out and scored after every epoch.
         measured_images: How many test images feature-map similarity is measured on.
+        optimizer: "sgd", "adam" or "adamw", the latter two with torch's own other settings.
     """
 
     model: str = "cnn"
@@ -42,6 +43,7 @@ class Recipe:
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     validation: float = 0.1
     measured_images: int = 256
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
 
 
 @dataclass(frozen=True)

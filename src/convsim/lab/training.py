@@ -183,7 +183,11 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
     regularizers = [c.regularizer for c in callbacks if isinstance(c, RegularizerCallback)]
     return {
         "optimizer": type(optimizer).__name__,
-        **{key: group[key] for key in ("initial_lr", "momentum", "weight_decay")},
+        **{
+            key: group[key]
+            for key in ("initial_lr", "momentum", "betas", "weight_decay")
+            if key in group
+        },
         "final_lr": group["lr"],
         "steps": trainer.global_step,
         "precision": trainer.precision,

@@ -6,6 +6,7 @@ from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
+from convsim.penalties.expected_similarity import ExpectedSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
 from convsim.penalties.presets import PRESETS, Preset, preset
@@ -21,6 +22,7 @@ __all__ = [
     "CosineOrthogonality",
     "DeCov",
     "DoubleSoftOrthogonality",
+    "ExpectedSimilarity",
     "MutualCoherence",
     "OrthoReg",
     "Penalty",

@@ -26,6 +26,11 @@ class Penalty(ABC):
 
     reduction: LayerReduction = "mean"
 
+    @property
+    def windows(self) -> int:
+        """How many windows of a layer's real input the penalty wants; 0: the kernels are enough."""
+        return 0
+
     @abstractmethod
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer, a differentiable scalar."""

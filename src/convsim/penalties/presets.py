@@ -11,6 +11,7 @@ from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
+from convsim.penalties.expected_similarity import ExpectedSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
 from convsim.penalties.soft_orthogonality import SoftOrthogonality
@@ -37,6 +38,11 @@ PRESETS = {
     # Scale-free, so that it can only be lowered by changing directions, and mean-reduced, so that
     # one coefficient serves networks of any width and depth (experiments/00_first_comparison).
     "recommended": Preset(ConvolutionalSimilarity(), coefficient=3.0),
+    # With what the layers really read, which the kernels alone do not tell (experiments/04).
+    "data-aware": Preset(ExpectedSimilarity(), coefficient=3.0),
+    # Other members of the family: channels apart, and neighbours only.
+    "matched": Preset(ConvolutionalSimilarity(channels="matched"), coefficient=3.0),
+    "adjacent": Preset(ConvolutionalSimilarity(pairs="adjacent"), coefficient=3.0),
     # As in the authors' code (ZakariaeBelmekki98/Convolutional_Similarity).
     "authors": Preset(
         ConvolutionalSimilarity(pairs="adjacent", channels="matched", scale="raw", reduction="sum"),
