@@ -177,7 +177,7 @@ def test_nothing_to_act_on_warns_and_is_zero():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"penalty": "best"}, "penalty must be a Penalty or one of 'recommended', 'authors'"),
+        ({"penalty": "best"}, "penalty must be a Penalty or one of 'recommended', 'data-aware'"),
         ({"coefficient": -1}, "coefficient must be a finite number ≥ 0; got -1"),
         ({"coefficient": math.nan}, "got nan at step 0"),
         ({"coefficient": lambda step: "x"}, "got 'x' at step 0"),

@@ -41,7 +41,7 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
     run = Run(METHODS[method], 5, TINY, digits)
@@ -164,6 +164,16 @@ def test_schedules(digits, schedule):
     _, record = train(Run(METHODS["none"], 0, recipe, digits, test=False))
     expected = {"constant": 0.1, "cosine": 0.0, "steps": 0.001}[schedule]
     assert record["effective"]["final_lr"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")]
+)
+def test_the_optimizer_is_the_one_asked_for(digits, optimizer, name):
+    recipe = Recipe(width=2, epochs=1, optimizer=optimizer, lr=0.01, weight_decay=0.1)
+    effective = train(Run(METHODS["none"], 0, recipe, digits, test=False))[1]["effective"]
+    assert effective["optimizer"] == name
+    assert effective["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def test_every_one_is_chosen_by_name_and_a_step_lowers_it(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=2))
     regularizer = convsim.Regularizer(model, name, coefficient=1.0)
+    model(torch.randn(4, 3, 12, 12))  # for the data-aware one
     before = regularizer()
     regularizer.backward_()
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
