@@ -58,6 +58,29 @@ def test_the_best_held_out_coefficient_is_used(grid):
     assert {tuple(r["configuration"]["method"]["coefficients"]) for r in records[2:]} == {(best,)}
 
 
+def test_each_methods_learning_rate_is_tuned_at_its_best_coefficient(digits, tmp_path):
+    seen = []
+    records = compare(
+        digits, TINY, METHODS, [0], tmp_path, tuning_seeds=1, learning_rates=[TINY.lr, 1e-6],
+        report=lambda run, done, total: seen.append((done, total)),
+    )  # fmt: skip
+    tried = {}
+    for r in read_records(tmp_path / "records.jsonl"):
+        c = r["configuration"]
+        if not c["looks_at_test"]:
+            key = (*c["method"]["coefficients"], c["recipe"]["lr"])
+            tried.setdefault(c["method"]["name"], {})[key] = r["result"]["validation_accuracy"][-1]
+    none, method = tried["none"], tried["recommended"]
+    best = max((key for key in method if key[1] == TINY.lr), key=method.get)
+    assert set(none) == {(TINY.lr,), (1e-6,)}
+    assert set(method) == {(c, TINY.lr) for c in METHODS[1].coefficients} | {(best[0], 1e-6)}
+    for record, scores in zip(
+        records, (none, {k: v for k, v in method.items() if k[0] == best[0]})
+    ):
+        assert record["configuration"]["recipe"]["lr"] == max(scores, key=scores.get)[-1]
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
 def test_nothing_is_run_twice(grid, digits):
     folder, records = grid
     before = (folder / "records.jsonl").read_bytes()
@@ -99,7 +122,9 @@ def test_two_processes_give_the_same_grid(grid, digits, tmp_path):
 
 def fake_record(method, seed, curve, test, similarity):
     return {
-        "configuration": {"method": {"name": method, "coefficients": []}, "seed": seed},
+        "configuration": {
+            "method": {"name": method, "coefficients": []}, "seed": seed, "recipe": {"lr": 0.1},
+        },
         "result": {
             "validation_accuracy": curve, "test_accuracy": test, "similarity": {"0": similarity},
             "seconds": 1.0 + seed, "initialization_seconds": 0.5,
@@ -127,7 +152,7 @@ def test_statistics_by_hand_and_by_scipy():
     assert new.similarity_gain.mean == pytest.approx(-0.2)
     assert new.seconds == 2.5
     assert new.curve == pytest.approx((1.4 / 3, 2.0 / 3))
-    assert rows([control, new])[1][4] == "> 2.0"
+    assert rows([control, new])[1][5] == "> 2.0"
 
 
 def test_a_single_seed_has_no_interval():

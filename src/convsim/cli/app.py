@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,6 +136,12 @@ def compare_command(
     method: MethodNames = ["none", "authors", "recommended"],  # noqa: B006 - typer copies it
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds for each coefficient.")] = 2,
+    tune_lr: Annotated[
+        list[float],
+        typer.Option(
+            min=0, help="A learning rate to try beside --lr for every method. Repeatable."
+        ),
+    ] = [],  # noqa: B006
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     train_images: TrainImages = None,
     model: Model = _DEFAULTS.model,
@@ -160,7 +167,17 @@ def compare_command(
     )  # fmt: skip
     methods = [parse_method(name) for name in method]
     images = load_dataset(data).subset(train=train_images, seed=0)
-    _compare(images.name, images, recipe, methods, list(range(seeds)), folder, tuning_seeds, jobs)
+    _compare(
+        images.name,
+        images,
+        recipe,
+        methods,
+        list(range(seeds)),
+        folder,
+        tuning_seeds,
+        jobs,
+        tune_lr,
+    )
 
 
 @app.command("demo")
@@ -185,6 +202,7 @@ def _compare(
     folder: Path,
     tuning_seeds: int,
     jobs: int,
+    learning_rates: Sequence[float] = (),
 ) -> None:
     with progress_bar() as progress:
         task = progress.add_task("runs", total=None)
@@ -195,7 +213,7 @@ def _compare(
 
         records = compare(
             images, recipe, methods, seeds, folder,
-            tuning_seeds=tuning_seeds, jobs=jobs, report=report,
+            tuning_seeds=tuning_seeds, learning_rates=learning_rates, jobs=jobs, report=report,
         )  # fmt: skip
     summaries = summarize(records)
     where = records[0]["environment"]

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -36,13 +36,15 @@ def compare(
     folder: Path,
     *,
     tuning_seeds: int = 2,
+    learning_rates: Sequence[float] = (),
     jobs: int = 1,
     report: Report | None = None,
 ) -> list[Record]:
-    """Train every method with every seed, tuning coefficients first where several are given.
+    """Train every method with every seed, tuning coefficients and learning rates first.
 
-    Tuning looks at the held-out share of the training data only, with seeds of its own; the
-    coefficient with the highest mean accuracy there is used. Each finished run is appended to
+    Tuning looks at the held-out share of the training data only, with seeds of its own: first each
+    coefficient at the recipe's learning rate, then each learning rate at the best coefficient; the
+    highest mean accuracy wins. Each finished run is appended to
     ``folder/records.jsonl`` at once, and a run already there is not repeated; one that was cut off
     goes on from its last epoch.
 
@@ -52,7 +54,8 @@ def compare(
         methods: The methods, the control first.
         seeds: Seeds to report; the same for every method, so that differences pair.
         folder: Where records and checkpoints go.
-        tuning_seeds: How many seeds each candidate coefficient is tried with.
+        tuning_seeds: How many seeds each candidate is tried with.
+        learning_rates: Which to try for every method, beside the recipe's.
         jobs: How many processes share the runs, each with its share of the threads.
         report: Called after each run.
 
@@ -63,30 +66,46 @@ def compare(
         ConvsimError: For no method, no or repeated seeds, methods of one name, or jobs < 1.
     """
     _check_grid(methods, seeds, tuning_seeds, jobs)
-    tuning = [
-        Run(candidate, TUNING_SEED + i, recipe, data, test=False)
-        for method in methods
-        if len(method.coefficients) > 1
-        for candidate in method.candidates()
-        for i in range(tuning_seeds)
-    ]
-    final_runs = len(methods) * len(seeds)
-    done = _run_all(tuning, folder, jobs, report, len(tuning) + final_runs, 0)
-    tuned = [best_candidate(method, tuning, done) for method in methods]
-    runs = [Run(method, seed, recipe, data) for method in tuned for seed in seeds]
-    done |= _run_all(runs, folder, jobs, report, len(tuning) + final_runs, len(tuning))
+    further = [lr for lr in dict.fromkeys(learning_rates) if lr != recipe.lr]
+    coefficients = sum(len(m.coefficients) for m in methods if len(m.coefficients) > 1)
+    total = (coefficients + len(methods) * (bool(further) + len(further))) * tuning_seeds
+    total += len(methods) * len(seeds)
+    before = 0
+
+    def run_all(runs: Sequence[Run]) -> dict[str, Record]:
+        nonlocal before
+        done = _run_all(runs, folder, jobs, report, total, before)
+        before += len(runs)
+        return done
+
+    def best(candidates: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+        runs = {
+            candidate: [Run(candidate[0], TUNING_SEED + i, candidate[1], data, test=False)
+                        for i in range(tuning_seeds)]
+            for own in candidates if len(own) > 1 for candidate in own
+        }  # fmt: skip
+        done = run_all([run for own in runs.values() for run in own])
+        return [
+            own[0] if len(own) == 1 else max(own, key=lambda one: _score(runs[one], done))
+            for own in candidates
+        ]
+
+    chosen = best([[(one, recipe) for one in method.candidates()] for method in methods])
+    chosen = best(
+        [[(method, replace(recipe, lr=lr)) for lr in (recipe.lr, *further)] for method, _ in chosen]
+    )
+    runs = [Run(method, seed, tuned, data) for method, tuned in chosen for seed in seeds]
+    done = run_all(runs)
     return [done[run.key] for run in runs]
 
 
-def best_candidate(method: Method, tuning: Sequence[Run], done: dict[str, Record]) -> Method:
-    """Choose the coefficient with the highest mean final accuracy on the held-out share."""
+Candidate = tuple[Method, Recipe]
+"""One way to train that tuning chooses from."""
 
-    def score(candidate: Method) -> float:
-        keys = [run.key for run in tuning if run.method == candidate]
-        return fmean(done[key]["result"]["validation_accuracy"][-1] for key in keys)
 
-    candidates = method.candidates()
-    return candidates[0] if len(candidates) == 1 else max(candidates, key=score)
+def _score(runs: Sequence[Run], done: dict[str, Record]) -> float:
+    """Average the final accuracy on the held-out share."""
+    return fmean(done[run.key]["result"]["validation_accuracy"][-1] for run in runs)
 
 
 def _run_all(
@@ -191,6 +210,7 @@ class Summary:
     Attributes:
         method: The method's name.
         coefficient: Its regularizer's coefficient, None without one.
+        lr: Its learning rate.
         accuracy: Test accuracy, in [0, 1].
         accuracy_gain: Its difference to the control's.
         epochs_to_target: Epochs until the held-out accuracy first reaches the control's mean final
@@ -205,6 +225,7 @@ class Summary:
 
     method: str
     coefficient: float | None
+    lr: float
     accuracy: Estimate
     accuracy_gain: Estimate
     epochs_to_target: Estimate
@@ -227,7 +248,8 @@ def summarize(records: Sequence[Record]) -> list[Summary]:
         configuration = record["configuration"]
         name = configuration["method"]["name"]
         by_method.setdefault(name, {})[configuration["seed"]] = record["result"] | {
-            "coefficient": next(iter(configuration["method"]["coefficients"]), None)
+            "coefficient": next(iter(configuration["method"]["coefficients"]), None),
+            "lr": configuration["recipe"]["lr"],
         }
     seeds = sorted(next(iter(by_method.values())))
     if any(sorted(results) != seeds for results in by_method.values()):
@@ -257,6 +279,7 @@ def _summary(
     return Summary(
         method=name,
         coefficient=results[0]["coefficient"],
+        lr=results[0]["lr"],
         accuracy=accuracy,
         accuracy_gain=accuracy_gain,
         epochs_to_target=of(epochs)[0],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEADER = (
     "method",
     "coef.",
+    "lr",
     "accuracy, %",
     "gain",
     "epochs",
@@ -47,6 +48,7 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
         return (
             summary.method,
             "" if summary.coefficient is None else f"{summary.coefficient:g}",
+            f"{summary.lr:g}",
             f"{100 * summary.accuracy.mean:.1f}{_half(100 * summary.accuracy.half_width, 1)}",
             "" if control else _signed(summary.accuracy_gain, 1, 100),
             f"{more}{summary.epochs_to_target.mean:.1f}",
