@@ -74,9 +74,8 @@ def test_each_methods_learning_rate_is_tuned_at_its_best_coefficient(digits, tmp
     best = max((key for key in method if key[1] == TINY.lr), key=method.get)
     assert set(none) == {(TINY.lr,), (1e-6,)}
     assert set(method) == {(c, TINY.lr) for c in METHODS[1].coefficients} | {(best[0], 1e-6)}
-    for record, scores in zip(
-        records, (none, {k: v for k, v in method.items() if k[0] == best[0]})
-    ):
+    at_best = {key: score for key, score in method.items() if key[0] == best[0]}
+    for record, scores in zip(records, (none, at_best), strict=True):
         assert record["configuration"]["recipe"]["lr"] == max(scores, key=scores.get)[-1]
     assert seen[-1][0] == seen[-1][1] == len(seen)
 

@@ -72,9 +72,9 @@ def compare(
     total += len(methods) * len(seeds)
     before = 0
 
-    def run_all(runs: Sequence[Run]) -> dict[str, Record]:
+    def train_all(runs: Sequence[Run]) -> dict[str, Record]:
         nonlocal before
-        done = _run_all(runs, folder, jobs, report, total, before)
+        done = run_all(runs, folder, jobs=jobs, report=report, total=total, before=before)
         before += len(runs)
         return done
 
@@ -84,7 +84,7 @@ def compare(
                         for i in range(tuning_seeds)]
             for own in candidates if len(own) > 1 for candidate in own
         }  # fmt: skip
-        done = run_all([run for own in runs.values() for run in own])
+        done = train_all([run for own in runs.values() for run in own])
         return [
             own[0] if len(own) == 1 else max(own, key=lambda one: _score(runs[one], done))
             for own in candidates
@@ -95,7 +95,7 @@ def compare(
         [[(method, replace(recipe, lr=lr)) for lr in (recipe.lr, *further)] for method, _ in chosen]
     )
     runs = [Run(method, seed, tuned, data) for method, tuned in chosen for seed in seeds]
-    done = run_all(runs)
+    done = train_all(runs)
     return [done[run.key] for run in runs]
 
 
@@ -108,10 +108,29 @@ def _score(runs: Sequence[Run], done: dict[str, Record]) -> float:
     return fmean(done[run.key]["result"]["validation_accuracy"][-1] for run in runs)
 
 
-def _run_all(
-    runs: Sequence[Run], folder: Path, jobs: int, report: Report | None, total: int, before: int
+def run_all(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    report: Report | None = None,
+    total: int | None = None,
+    before: int = 0,
 ) -> dict[str, Record]:
-    """Run what is not on record yet, recording each as it finishes."""
+    """Train what is not on record yet, recording each run as it finishes.
+
+    Args:
+        runs: The runs.
+        folder: Where records and checkpoints go, as in `compare`.
+        jobs: How many processes share the runs.
+        report: Called after each run.
+        total: How many runs there are in all, for `report`; these if None.
+        before: How many were done before these.
+
+    Returns:
+        Each run's record by its key.
+    """
+    total = len(runs) if total is None else total
     path = folder / "records.jsonl"
     wanted = {run.key: run for run in runs}
     done = {r["key"]: r for r in read_records(path) if r.get("key") in wanted}

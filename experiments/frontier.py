@@ -1,0 +1,150 @@
+"""How far a network can shrink, or its schedule, until it falls below the control of experiment 05.
+
+python experiments/frontier.py epochs|width PATH/cifar10-jpeg.tar.xz     (resumes if stopped)
+
+Each method keeps the coefficient and learning rate that 05 chose; runs that 05 has on record are not
+repeated. Writes records.jsonl, table.md and figure.png to 06_convergence or 07_capacity.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from convsim.lab.comparison import Estimate, run_all
+from convsim.lab.datasets import load_dataset
+from convsim.lab.methods import METHODS, Method
+from convsim.lab.models import build_model
+from convsim.lab.records import Record, append_record, read_records
+from convsim.lab.runs import Recipe, Run
+
+HERE = Path(__file__).parent
+ACCURACY = HERE / "05_accuracy" / "results" / "records.jsonl"
+AXES = {
+    "epochs": ("06_convergence", (2, 3, 4, 5, 6)),
+    "width": ("07_capacity", (4, 6, 8, 11, 16)),
+}
+COMPARED = ("none", "cosine", "data-aware")
+SEEDS = range(3)
+
+
+def chosen_by_05() -> dict[str, tuple[Method, Recipe]]:
+    """Read back how 05 trained each method in the end."""
+    found = {}
+    for record in read_records(ACCURACY):
+        c = record["configuration"]
+        name = c["method"]["name"]
+        if c["looks_at_test"] and name in COMPARED:
+            coefficients = tuple(c["method"]["coefficients"])
+            found[name] = (replace(METHODS[name], coefficients=coefficients), Recipe(**c["recipe"]))
+    return {name: found[name] for name in COMPARED}
+
+
+def cost(axis: str, recipe: Recipe, record: Record) -> dict[str, float]:
+    """Measure what the axis saves: epochs and seconds, or parameters and multiplications."""
+    if axis == "epochs":
+        return {"epochs": recipe.epochs, "seconds": record["result"]["seconds"]}
+    model = build_model(recipe.model, classes=10, width=recipe.width)
+    count = 0
+
+    def add(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal count
+        count += output[0].numel() * module.weight[0].numel()  # type: ignore[operator, index]
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    model(torch.zeros(1, 3, 32, 32))
+    return {"parameters": record["effective"]["parameters"], "multiplications": count}
+
+
+def crossing(costs: Iterable[float], scores: Iterable[float], target: float) -> float | None:
+    """Find the cost at which scores first reach a target, along straight lines in log(cost)."""
+    points = sorted(zip(costs, scores, strict=True))
+    if points[0][1] >= target:
+        return points[0][0]
+    for (a, low), (b, high) in pairwise(points):
+        if high >= target:
+            share = (target - low) / (high - low)
+            return math.exp((1 - share) * math.log(a) + share * math.log(b))
+    return None
+
+
+def main() -> None:
+    """Train, print, draw."""
+    axis, archive = sys.argv[1:]
+    name, steps = AXES[axis]
+    folder = HERE / name / "results"
+    data = load_dataset(archive).subset(train=10000, seed=0)
+    runs = {
+        (method, step): [
+            Run(how, seed, replace(recipe, **{axis: step}), data)  # type: ignore[arg-type]
+            for seed in SEEDS
+        ]
+        for method, (how, recipe) in chosen_by_05().items()
+        for step in steps
+    }
+    on_record = {record["key"] for record in read_records(folder / "records.jsonl")}
+    wanted = {run.key for own in runs.values() for run in own} - on_record
+    for record in read_records(ACCURACY):
+        if record["key"] in wanted:
+            append_record(folder / "records.jsonl", record)
+    done = run_all(
+        [run for own in runs.values() for run in own], folder, jobs=2,
+        report=lambda run, i, n: print(f"{i}/{n} {run.method.name} {run.seed}", file=sys.stderr),
+    )  # fmt: skip
+    lines = [f"| {axis} | " + " | ".join(COMPARED) + " |", "|---:|" + "---:|" * len(COMPARED)]
+    scores: dict[str, dict[int, Estimate]] = {method: {} for method in COMPARED}
+    costs: dict[str, dict[int, dict[str, float]]] = {method: {} for method in COMPARED}
+    for (method, step), own in runs.items():
+        records = [done[run.key] for run in own]
+        scores[method][step] = Estimate.of([100 * r["result"]["test_accuracy"] for r in records])
+        each = [cost(axis, run.recipe, r) for run, r in zip(own, records, strict=True)]
+        costs[method][step] = {key: median(c[key] for c in each) for key in each[0]}
+    for step in steps:
+        cells = [f"{s[step].mean:.1f} ± {s[step].half_width:.1f}" for s in scores.values()]
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
+    target = scores["none"][steps[-1]].mean
+    lines.append(f"\nTo the control's {target:.1f} %:\n")
+    for key in costs["none"][steps[0]]:
+        whole = costs["none"][steps[-1]][key]
+        for method in COMPARED:
+            found = crossing(
+                [c[key] for c in costs[method].values()],
+                [s.mean for s in scores[method].values()],
+                target,
+            )
+            share = "not reached" if found is None else f"{found:.3g} {key}, {found / whole:.0%}"
+            lines.append(f"- {method}: {share}")
+    if axis == "epochs":
+        lines.append("\nArea under the curve of held-out accuracy over six epochs, mean:\n")
+        for method in COMPARED:
+            curves = [done[r.key]["result"]["validation_accuracy"] for r in runs[method, steps[-1]]]
+            lines.append(f"- {method}: {100 * fmean(map(fmean, curves)):.1f} %")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    key = next(iter(costs["none"][steps[0]]))
+    for method in COMPARED:
+        x = [c[key] for c in costs[method].values()]
+        y = [s.mean for s in scores[method].values()]
+        axes.errorbar(x, y, [s.half_width for s in scores[method].values()], marker="o",
+                      capsize=3, label=method)  # fmt: skip
+    axes.axhline(target, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel=key, ylabel="test accuracy, %", xscale="log")
+    axes.legend()
+    figure.savefig(folder / "figure.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
