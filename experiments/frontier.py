@@ -2,8 +2,8 @@
 
 python experiments/frontier.py epochs|width PATH/cifar10-jpeg.tar.xz     (resumes if stopped)
 
-Each method keeps the coefficient and learning rate that 05 chose; runs that 05 has on record are not
-repeated. Writes records.jsonl, table.md and figure.png to 06_convergence or 07_capacity.
+Each method keeps the coefficient and learning rate that 05 chose; runs that 05 has on record are
+not repeated. Writes records.jsonl, table.md and figure.png to 06_convergence or 07_capacity.
 """
 
 from __future__ import annotations
