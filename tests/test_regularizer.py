@@ -167,6 +167,42 @@ def test_repr_lists_the_layers_and_says_which_are_left_out():
     assert "coefficient=3" in text
 
 
+@pytest.mark.parametrize("penalty", ["recommended", "authors", "data-aware"])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_auto_gives_the_penalty_a_share_of_the_losss_gradient(penalty, scale):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3).bfloat16().float())
+    regularizer = Regularizer(model, penalty, coefficient="auto")
+    (scale * model(torch.randn(4, 3, 9, 9)).square().mean()).backward()
+    loss = torch.cat([layer.weight.grad.flatten() for layer in (model[0], model[2])])
+    value = regularizer.backward_(scale=scale)
+    both = torch.cat([layer.weight.grad.flatten() for layer in (model[0], model[2])])
+    assert (both - loss).norm().item() == pytest.approx(0.3 * loss.norm().item(), rel=1e-4)
+    plain = Regularizer(model, penalty, coefficient=regularizer.coefficient)
+    plain._inputs.update(regularizer._inputs)
+    torch.testing.assert_close(value, plain().detach())
+    model.zero_grad()
+    plain.backward_(scale)
+    own = torch.cat([layer.weight.grad.flatten() for layer in (model[0], model[2])])
+    torch.testing.assert_close(own, both - loss, rtol=1e-3, atol=1e-3 * own.abs().max().item())
+    assert "coefficient=auto" in repr(regularizer)
+
+
+def test_auto_says_what_it_needs():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    regularizer = Regularizer(model, coefficient="auto")
+    with pytest.raises(convsim.ConvsimError, match=r"call loss\.backward\(\) before"):
+        regularizer.backward_()
+    with pytest.raises(convsim.ConvsimError, match=r"Use loss\.backward\(\); regularizer\.back"):
+        regularizer()
+    with pytest.raises(convsim.ConvsimError, match="acts on feature maps"):
+        Regularizer(model, "decov", coefficient="auto")
+    with pytest.raises(convsim.ConvsimError, match="Layer '0' computes its weight from others"):
+        Regularizer(
+            nn.Sequential(nn.utils.parametrizations.weight_norm(model[0])), coefficient="auto"
+        )
+
+
 def test_nothing_to_act_on_warns_and_is_zero():
     with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 1 selected layers"):
         regularizer = Regularizer(nn.Conv2d(4, 4, 3, groups=4))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.windows import sample_windows
+
+_AUTO_SHARE = 0.3
 
 
 class Regularizer:
@@ -37,7 +39,9 @@ class Regularizer:
         penalty: "recommended", "authors" (as published), a rival's name in `convsim.PRESETS`, or a
             `Penalty`.
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
-            been called, which makes a schedule by step or by epoch. The preset's own if None.
+            been called, which makes a schedule by step or by epoch. The preset's own if None. With
+            "auto" `backward_` weighs the penalty at every step so that the norm of its gradient is
+            3/10 of that of the loss' gradient, over all layers it acts on.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers frozen at this moment are left out.
 
@@ -64,14 +68,18 @@ class Regularizer:
         model: nn.Module,
         penalty: str | Penalty = "recommended",
         *,
-        coefficient: float | Callable[[int], float] | None = None,
+        coefficient: float | Callable[[int], float] | Literal["auto"] | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         chosen = preset(penalty)
         self.penalty = chosen.penalty
         self.layers = tuple(conv_layers(model, layers, frozen=False))
         self.steps = 0
-        self._coefficient = chosen.coefficient if coefficient is None else coefficient
+        self._auto = coefficient == "auto"
+        self._coefficient: Any = chosen.coefficient if coefficient is None else coefficient
+        if self._auto:
+            self._coefficient = 0.0  # until the first backward_
+            self._refuse_auto()
         _ = self.coefficient  # refuse a bad one now
         with torch.no_grad():
             banks = {layer.name: layer.bank() for layer in self.layers}
@@ -97,8 +105,10 @@ class Regularizer:
 
     @property
     def coefficient(self) -> float:
-        """The coefficient at this step."""
+        """The coefficient at this step; with "auto", the one used last."""
         value = self._coefficient(self.steps) if callable(self._coefficient) else self._coefficient
+        if isinstance(value, Tensor):
+            value = value.item()
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise ConvsimError(
                 f"coefficient must be a finite number ≥ 0; got {value!r} at step {self.steps}."
@@ -107,6 +117,11 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
+        if self._auto:
+            raise ConvsimError(
+                'coefficient="auto" weighs the penalty against the gradient of the loss, which '
+                "loss + regularizer() does not know. Use loss.backward(); regularizer.backward_()."
+            )
         if not self._acting:
             return torch.zeros((), device=self.layers[0].weight().device)
         if isinstance(self.penalty, ActivationPenalty):
@@ -128,7 +143,7 @@ class Regularizer:
 
     def _total(self, values: list[Tensor]) -> Tensor:
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
-        return total * self._layer_coefficient()
+        return total * (self.coefficient * self._layer_factor())
 
     def _maps_value(self, penalty: ActivationPenalty, name: str) -> Tensor:
         maps = self._maps.pop(name, [])
@@ -162,16 +177,54 @@ class Regularizer:
             self._bank(layer, weight.detach())
             for layer, weight in zip(self._acting, weights, strict=True)
         ]
+        if self._auto:
+            return self._balanced_backward_(weights, banks, scale)
         gradients = [
             _gradient(layer, weight, bank)
             for layer, weight, bank in zip(self._acting, weights, banks, strict=True)
         ]
-        factor = self._layer_coefficient()
+        factor = self.coefficient * self._layer_factor()
         values = self.penalty.add_gradients_(banks, gradients, [factor * scale] * len(banks))
         for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
             if gradient is not None and not _in_place(weight):
                 _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
         return self._total(values) if values else self()
+
+    def _balanced_backward_(
+        self, weights: list[Tensor], banks: list[KernelBank], scale: float
+    ) -> Tensor:
+        """Add the penalty's gradient, its norm set to a share of the loss gradient's."""
+        losses = [weight.grad for weight in weights if weight.grad is not None]
+        if not losses:
+            raise ConvsimError(
+                'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
+                "regularizer.backward_()."
+            )
+        gradients = [torch.zeros_like(b.filters) if w.requires_grad else None
+                     for w, b in zip(weights, banks, strict=True)]  # fmt: skip
+        values = self.penalty.add_gradients_(banks, gradients, [self._layer_factor()] * len(banks))
+        own = _norm([gradient for gradient in gradients if gradient is not None])
+        by = torch.where(own > 0, _AUTO_SHARE * _norm(losses) / own, 0)
+        for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
+            if gradient is not None:
+                added = bank.to_weight(gradient * by.to(gradient.device))
+                _pass_on(weight, added.to(weight.dtype))
+        self._coefficient = by / scale
+        return torch.stack([v.to(by) for v in values]).sum() * self._layer_factor() * by / scale
+
+    def _refuse_auto(self) -> None:
+        for layer in self.layers:
+            if layer.parametrized:
+                raise ConvsimError(
+                    f'Layer {layer.name!r} computes its weight from others: coefficient="auto" '
+                    "cannot read the loss' gradient there. Give a number, or leave the layer out "
+                    "with layers=…."
+                )
+        if isinstance(self.penalty, ActivationPenalty):
+            raise ConvsimError(
+                f'{self.penalty} acts on feature maps, by loss + regularizer(): coefficient="auto" '
+                "needs backward_(). Give a number."
+            )
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
@@ -191,15 +244,24 @@ class Regularizer:
         self.steps = int(state["steps"])
 
     def __repr__(self) -> str:
+        coefficient = "auto" if self._auto else f"{self.coefficient:g}"
         return "\n".join(
-            [f"Regularizer({self.penalty}, coefficient={self.coefficient:g})"]
+            [f"Regularizer({self.penalty}, coefficient={coefficient})"]
             + [f"  {_describe(layer, self._shapes[layer.name], layer in self._acting)}"
                for layer in self.layers]
         )  # fmt: skip
 
-    def _layer_coefficient(self) -> float:
+    def _layer_factor(self) -> float:
         mean = self.penalty.reduction == "mean"
-        return self.coefficient / (max(1, len(self._acting)) if mean else 1)
+        return 1 / (max(1, len(self._acting)) if mean else 1)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(own.float()) for own in tensors]
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([norm.to(norms[0].device) for norm in norms])
+    )
+    return total
 
 
 def _keep(

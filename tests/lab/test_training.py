@@ -41,10 +41,10 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware", "data-aware@auto"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
-    run = Run(METHODS[method], 5, TINY, digits)
+    run = Run(parse_method(method), 5, TINY, digits)
     whole, record = train(run)
     with pytest.raises(Killed):
         train(run, tmp_path, kill_after(epochs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +22,7 @@ class RegularizerCallback(Callback):
 
     Args:
         penalty: As in `convsim.Regularizer`, and so the other arguments.
-        coefficient: A number, or a function of the epoch.
+        coefficient: A number, a function of the epoch, or "auto".
         layers: Which convolutions.
     """
 
@@ -30,7 +30,7 @@ class RegularizerCallback(Callback):
         self,
         penalty: str | Penalty = "recommended",
         *,
-        coefficient: float | Callable[[int], float] | None = None,
+        coefficient: float | Callable[[int], float] | Literal["auto"] | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {

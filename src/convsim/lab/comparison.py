@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
-from convsim.lab.methods import Method
+from convsim.lab.methods import Coefficient, Method
 from convsim.lab.records import Record, append_record, read_records
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
@@ -243,7 +243,7 @@ class Summary:
     """
 
     method: str
-    coefficient: float | None
+    coefficient: Coefficient | None
     lr: float
     accuracy: Estimate
     accuracy_gain: Estimate

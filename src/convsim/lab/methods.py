@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from convsim.errors import ConvsimError
 from convsim.penalties import PRESETS, ActivationPenalty
+
+Coefficient = float | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class Method:
     name: str
     regularizer: str | None = None
     initialization: str | None = None
-    coefficients: tuple[float, ...] = ()
+    coefficients: tuple[Coefficient, ...] = ()
     initialization_steps: int = 100
 
     @property
-    def coefficient(self) -> float | None:
+    def coefficient(self) -> Coefficient | None:
         """The one coefficient, None without a regularizer."""
         return self.coefficients[0] if self.coefficients else None
 
@@ -53,6 +56,8 @@ for _name, _preset in PRESETS.items():
 def parse_method(text: str) -> Method:
     """Read ``NAME``, ``NAME@COEFFICIENT``, or ``NAME@C1,C2,…`` to tune over several coefficients.
 
+    A coefficient is a number or ``auto``, as in `convsim.Regularizer`.
+
     Raises:
         ConvsimError: For an unknown name, or a coefficient that is no finite number ≥ 0 or does not
             apply.
@@ -60,6 +65,8 @@ def parse_method(text: str) -> Method:
     Example:
         >>> parse_method("recommended@0.1,0.3").coefficients
         (0.1, 0.3)
+        >>> parse_method("recommended@auto").name
+        'recommended@auto'
     """
     name, _, numbers = text.partition("@")
     if name not in METHODS:
@@ -70,12 +77,15 @@ def parse_method(text: str) -> Method:
     if method.regularizer is None:
         raise ConvsimError(f"Method {name!r} takes no coefficient; got {text!r}.")
     try:
-        coefficients = tuple(float(number) for number in numbers.split(","))
+        coefficients: tuple[Coefficient, ...] = tuple(
+            "auto" if number == "auto" else float(number) for number in numbers.split(",")
+        )
     except ValueError:
         coefficients = (math.nan,)
-    if not all(math.isfinite(c) and c >= 0 for c in coefficients):
+    if not all(c == "auto" or (math.isfinite(c) and c >= 0) for c in coefficients):
         raise ConvsimError(
-            f"Coefficients must be finite numbers ≥ 0, separated by commas, as in {name}@0.1,0.3; "
-            f"got {text!r}."
+            'Coefficients must be finite numbers ≥ 0 or "auto", separated by commas, as in '
+            f"{name}@0.1,0.3; got {text!r}."
         )
-    return replace(method, coefficients=coefficients)
+    automatic = coefficients == ("auto",)  # may be compared with the same penalty by numbers
+    return replace(method, coefficients=coefficients, name=text if automatic else name)

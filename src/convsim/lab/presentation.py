@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from convsim.lab.comparison import Estimate, Summary
+from convsim.lab.methods import Coefficient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
         more = "> " if summary.reached < len(summary.accuracy.values) else ""
         return (
             summary.method,
-            "" if summary.coefficient is None else f"{summary.coefficient:g}",
+            _coefficient(summary.coefficient),
             f"{summary.lr:g}",
             f"{100 * summary.accuracy.mean:.1f}{_half(100 * summary.accuracy.half_width, 1)}",
             "" if control else _signed(summary.accuracy_gain, 1, 100),
@@ -58,6 +59,10 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
         )
 
     return [row(summary) for summary in summaries]
+
+
+def _coefficient(value: Coefficient | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def _signed(estimate: Estimate, digits: int, unit: float = 1) -> str:
