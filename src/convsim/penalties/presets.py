@@ -40,7 +40,8 @@ PRESETS = {
     "recommended": Preset(ConvolutionalSimilarity(), coefficient=3.0),
     # With what the layers really read, which the kernels alone do not tell (experiments/04).
     "data-aware": Preset(ExpectedSimilarity(), coefficient=3.0),
-    # Other members of the family: channels apart, and neighbours only.
+    # Its kernels-only form, then others of the family: channels apart, and neighbours only.
+    "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),
     "matched": Preset(ConvolutionalSimilarity(channels="matched"), coefficient=3.0),
     "adjacent": Preset(ConvolutionalSimilarity(pairs="adjacent"), coefficient=3.0),
     # As in the authors' code (ZakariaeBelmekki98/Convolutional_Similarity).
