@@ -40,7 +40,7 @@ def test_it_lowers_every_layer_and_keeps_norms():
     torch.testing.assert_close(norms(model[0]), norms(before[0]))
     torch.testing.assert_close(norms(model[3]), norms(before[3]))
     torch.testing.assert_close(model[2].weight, before[2].weight)
-    after = convsim.Regularizer(model).values()
+    after = convsim.Regularizer(model, "crossed").values()
     for name, values in history.values.items():
         assert after[name] == pytest.approx(values[-1], rel=1e-4)
 

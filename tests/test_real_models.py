@@ -18,22 +18,25 @@ NAMES = [
 
 
 @pytest.mark.usefixtures("vision")
-def test_convnext_has_nothing_for_the_recommended_form():
+def test_convnext_has_nothing_for_the_crossed_form():
     """Its convolutions are depthwise, pointwise, or as wide as their stride."""
     model = build_model("timm:convnext_atto", classes=10)
     with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 40 selected layers"):
-        assert convsim.Regularizer(model)() == 0
+        assert convsim.Regularizer(model, "crossed")() == 0
     matched = convsim.ConvolutionalSimilarity(channels="matched")
     assert convsim.Regularizer(model, matched)() > 0
 
 
 @pytest.mark.usefixtures("vision")
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+@pytest.mark.parametrize("penalty", ["recommended", "crossed"])
 @pytest.mark.parametrize("name", NAMES)
-def test_real_models(name):
+def test_real_models(name, penalty):
     torch.manual_seed(0)
     model = build_model(name, classes=10)
-    regularizer = convsim.Regularizer(model, coefficient=1.0)
+    regularizer = convsim.Regularizer(model, penalty, coefficient=1.0)
+    if penalty == "recommended":
+        model(torch.randn(4, 3, 64, 64))
     weights = [p for p in model.parameters() if p.dim() > 2]
     value = regularizer()
     expected = torch.autograd.grad(value, weights, allow_unused=True)

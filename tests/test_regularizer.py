@@ -39,7 +39,7 @@ def model_of_all_kinds():
 
 
 PENALTIES = [
-    "recommended",
+    "crossed",
     "authors",
     ConvolutionalSimilarity(channels="matched"),
     ConvolutionalSimilarity(scale="raw"),
@@ -72,7 +72,7 @@ def test_both_routes_give_the_same_value_and_gradients(penalty, dtype):
 
 def test_backward_adds_to_gradients_and_scales():
     model = nn.Conv2d(3, 8, 3)
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model, "crossed")
     regularizer.backward_()
     once = model.weight.grad.clone()
     value = regularizer.backward_(scale=1024.0)
@@ -82,11 +82,11 @@ def test_backward_adds_to_gradients_and_scales():
 
 def test_it_sums_or_averages_over_the_layers_it_acts_on():
     model = model_of_all_kinds()
-    for name, reduce in (("recommended", "mean"), ("authors", "sum")):
+    for name, reduce in (("crossed", "mean"), ("authors", "sum")):
         preset = PRESETS[name]
         regularizer = Regularizer(model, name, coefficient=2.0)
         values = regularizer.values()
-        left_out = {"depthwise", "pointwise"} if name == "recommended" else {"depthwise"}
+        left_out = {"depthwise", "pointwise"} if name == "crossed" else {"depthwise"}
         acting = [value for layer, value in values.items() if layer not in left_out]
         total = sum(acting) / (len(acting) if reduce == "mean" else 1)
         assert regularizer().item() == pytest.approx(2 * total, rel=1e-5)
@@ -117,12 +117,12 @@ def test_authors_form_equals_the_published_formula():
 
 def test_schedule_counts_calls_of_step_and_resumes():
     model = nn.Conv2d(1, 4, 3)
-    regularizer = Regularizer(model, coefficient=lambda step: 0.1 * step)
+    regularizer = Regularizer(model, "crossed", coefficient=lambda step: 0.1 * step)
     assert regularizer().item() == 0
     for _ in range(3):
         regularizer.step()
     assert regularizer.coefficient == pytest.approx(0.3)
-    resumed = Regularizer(model, coefficient=lambda step: 0.1 * step)
+    resumed = Regularizer(model, "crossed", coefficient=lambda step: 0.1 * step)
     resumed.load_state_dict(regularizer.state_dict())
     assert resumed().item() == regularizer().item() > 0
 
@@ -133,7 +133,7 @@ def test_training_with_either_line_is_the_same_and_lowers_the_penalty():
         model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
         x = torch.randn(4, 1, 8, 8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        regularizer = Regularizer(model, coefficient=1.0)
+        regularizer = Regularizer(model, "crossed", coefficient=1.0)
         before = regularizer().item()
         for _ in range(30):
             optimizer.zero_grad()
@@ -153,7 +153,7 @@ def test_training_with_either_line_is_the_same_and_lowers_the_penalty():
 
 def test_frozen_layers_get_no_gradient():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model, "crossed")
     model[0].weight.requires_grad_(False)  # after the regularizer was made
     regularizer.backward_()
     assert model[0].weight.grad is None
@@ -161,13 +161,13 @@ def test_frozen_layers_get_no_gradient():
 
 
 def test_repr_lists_the_layers_and_says_which_are_left_out():
-    text = repr(Regularizer(model_of_all_kinds()))
+    text = repr(Regularizer(model_of_all_kinds(), "crossed"))
     assert "plain: Conv2d, 1 × 8 filters of 3 × 3×3\n" in text
     assert "depthwise: Conv2d, 8 × 1 filters of 1 × 3×3 (left out: constant)" in text
     assert "coefficient=3" in text
 
 
-@pytest.mark.parametrize("penalty", ["recommended", "authors", "data-aware"])
+@pytest.mark.parametrize("penalty", ["crossed", "authors", "recommended"])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_auto_gives_the_penalty_a_share_of_the_losss_gradient(penalty, scale):
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_auto_gives_the_penalty_a_share_of_the_losss_gradient(penalty, scale):
 
 def test_auto_says_what_it_needs():
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
-    regularizer = Regularizer(model, coefficient="auto")
+    regularizer = Regularizer(model, "crossed", coefficient="auto")
     with pytest.raises(convsim.ConvsimError, match=r"call loss\.backward\(\) before"):
         regularizer.backward_()
     with pytest.raises(convsim.ConvsimError, match=r"Use loss\.backward\(\); regularizer\.back"):
@@ -205,7 +205,7 @@ def test_auto_says_what_it_needs():
 
 def test_nothing_to_act_on_warns_and_is_zero():
     with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 1 selected layers"):
-        regularizer = Regularizer(nn.Conv2d(4, 4, 3, groups=4))
+        regularizer = Regularizer(nn.Conv2d(4, 4, 3, groups=4), "crossed")
     assert regularizer().item() == 0
     assert regularizer.backward_().item() == 0
 
@@ -228,7 +228,7 @@ def test_bad_options_are_refused(options, message):
 
 def test_non_finite_weights_show_in_the_value():
     model = nn.Conv2d(1, 4, 3)
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model, "crossed")
     with torch.no_grad():
         model.weight[0] = math.nan
     assert regularizer().isnan()
@@ -238,7 +238,7 @@ def test_non_finite_weights_show_in_the_value():
 def test_both_routes_compile_into_one_graph():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model, "crossed")
     model.zero_grad()
     expected = regularizer()
     expected.backward()
@@ -264,7 +264,7 @@ def test_both_routes_compile_into_one_graph():
 def test_the_penalty_works_under_function_transforms():
     torch.manual_seed(0)
     model = nn.Conv2d(3, 8, 3)
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model, "crossed")
     regularizer().backward()
 
     def penalty(parameters):
@@ -278,7 +278,9 @@ def test_the_penalty_works_under_function_transforms():
 def test_a_second_derivative_is_right():
     torch.manual_seed(0)
     model = nn.Conv2d(3, 8, 3).double()
-    (gradient,) = torch.autograd.grad(Regularizer(model)(), model.weight, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        Regularizer(model, "crossed")(), model.weight, create_graph=True
+    )
     (actual,) = torch.autograd.grad(gradient.square().sum(), model.weight)
     value = 3.0 * convsim.convolutional_similarity(model.weight)
     (gradient,) = torch.autograd.grad(value, model.weight, create_graph=True)

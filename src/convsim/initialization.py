@@ -49,8 +49,9 @@ def initialize_(
 
     Args:
         model: The model, its weights freshly initialised.
-        penalty: "recommended", "authors" (the published recipe: raw filters, norms free to
-            shrink), or a `Penalty`.
+        penalty: "recommended" (crossed, unit Convolutional Similarity), "authors" (the published
+            recipe: raw filters, norms free to shrink), another name in `convsim.PRESETS`, or a
+            `Penalty` on the kernels alone.
         steps: Number of Adam steps; 0 only measures.
         lr: Adam's learning rate; 0.002 is the authors'.
         keep_norm: Whether every filter is scaled back to the norm it came with after each step.
@@ -81,18 +82,19 @@ def initialize_(
     if not math.isfinite(lr) or lr <= 0:
         raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
     chosen = preset(penalty)
+    minimised = chosen.initialization or chosen.penalty
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
     banks: dict[str, KernelBank] = {}
     write: dict[str, Callable[[Tensor], None]] = {}
     with torch.no_grad():
         for layer in conv_layers(model, layers, frozen=False):
             bank = layer.bank()
-            if chosen.penalty.acts_on(bank):
+            if minimised.acts_on(bank):
                 banks[layer.name] = bank.with_filters(bank.filters.clone())
                 write[layer.name] = layer.set_weight
     if not banks:
         warnings.warn(
-            f"{chosen.penalty} cannot act on any selected layer: the model is left as it is.",
+            f"{minimised} cannot act on any selected layer: the model is left as it is.",
             ConvsimWarning,
             stacklevel=2,
         )
@@ -106,7 +108,7 @@ def initialize_(
         for step in range(steps + 1):
             for filters in parameters:
                 filters.grad = torch.zeros_like(filters)
-            values = chosen.penalty.add_gradients_(
+            values = minimised.add_gradients_(
                 list(banks.values()), [filters.grad for filters in parameters], ones
             )
             history.append(torch.stack([value.cpu() for value in values]).tolist())

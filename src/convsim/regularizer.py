@@ -28,16 +28,20 @@ class Regularizer:
         loss = loss + regularizer()          # a graph like that of any loss
         loss.backward(); regularizer.backward_()   # no graph: less memory and time
 
+    The recommended penalty looks at what each layer reads in the forward pass (see
+    `ExpectedSimilarity`), so call it after one, in train() mode; "crossed" takes the kernels alone,
+    at next to no cost.
+
     The value is coefficient · mean (or sum, as the penalty says) over the layers. The mean leaves
-    out layers that the penalty cannot act on, so they do not dilute it: one filter per group (value
-    0), or, for crossed, unit Convolutional Similarity, no lag but 0 (1×1 kernels). ``print`` shows
-    which layers are in.
+    out layers that the penalty cannot act on, so they do not dilute it: a single map, or for the
+    kernels-only forms one filter per group (value 0), or, for crossed, unit Convolutional
+    Similarity, no lag but 0 (1×1 kernels). ``print`` shows which layers are in.
 
     Args:
         model: The model to train. Its weights are read anew at every call, through any
             parametrization; a weight shared by several layers counts once.
-        penalty: "recommended", "authors" (as published), a rival's name in `convsim.PRESETS`, or a
-            `Penalty`.
+        penalty: "recommended", "crossed", "authors" (as published), a rival's name in
+            `convsim.PRESETS`, or a `Penalty`.
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None. With
             "auto" `backward_` weighs the penalty at every step so that the norm of its gradient is
@@ -52,8 +56,8 @@ class Regularizer:
     A penalty on feature maps ("decov") takes those of the forward passes since the last call, mean
     over them, and only the first of the two lines serves it.
 
-    Cost: one pass over the selected weights, linear in the number of filters; no dependence on
-    batch or image size. See `convsim.convolutional_similarity`.
+    Cost: the penalty's own, with no dependence on batch or image size: for the recommended one see
+    `ExpectedSimilarity`; for the kernels-only forms one or two passes over the selected weights.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -91,8 +95,9 @@ class Regularizer:
             if isinstance(self.penalty, ActivationPenalty):
                 layer.module.register_forward_hook(partial(_keep, self._maps, layer.name))
             elif self.penalty.windows:
-                sample = partial(_sample, self._inputs, layer, self.penalty.windows)
-                layer.module.register_forward_pre_hook(sample, with_kwargs=True)
+                shape = banks[layer.name].with_filters(banks[layer.name].filters.to("meta"))
+                sample = partial(_sample, self._inputs, layer.name, shape, self.penalty.windows)
+                layer.module.register_forward_hook(sample, with_kwargs=True)
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -274,14 +279,20 @@ def _keep(
 @torch.no_grad()
 def _sample(
     kept: dict[str, Tensor],
-    layer: ConvLayer,
+    name: str,
+    shape: KernelBank,
     count: int,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    output: Tensor,
 ) -> None:
     if module.training:
-        kept[layer.name] = sample_windows(layer, args[0] if args else kwargs["input"], count)
+        inputs = args[0] if args else kwargs["input"]
+        try:
+            kept[name] = sample_windows(module, shape, inputs, count)
+        except ConvsimError as error:
+            raise ConvsimError(f"Layer {name!r}: {error}") from error
 
 
 def _in_place(weight: Tensor) -> bool:

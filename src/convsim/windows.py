@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.kernels import ConvLayer, KernelBank
+from convsim.kernels import KernelBank
 
 _IMAGES = 32  # windows of one image are alike, so they come from this many or more
 _GOLDEN = (5**0.5 - 1) / 2
@@ -23,7 +23,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 def windows(module: nn.Module, bank: KernelBank, inputs_NCx: Tensor) -> Tensor:
     """Lay out what a convolution reads at each position: (N, C_total, *positions, *kernel), a view.
 
-    The view is of a copy of the inputs where the layer pads them. A transposed convolution reads
+    The view is of a copy of the inputs where the layer pads them; padding that a subclass does in
+    its own forward is not known here and left out. A transposed convolution reads
     its input with zeros between the pixels, the taps in reverse (`ConvTranspose`'s output_size is
     not known here and taken to be the default).
     """
@@ -54,13 +55,14 @@ def _between_zeros(layer: Any, bank: KernelBank, x: Tensor) -> Tensor:
     return nn.functional.pad(spread, sides)
 
 
-def sample_windows(layer: ConvLayer, inputs: Tensor, count: int) -> Tensor:
+def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: int) -> Tensor:
     """Take windows from the first images of a batch, spread evenly over images and positions.
 
     Nothing is drawn at random: the batch is shuffled already, and training stays reproducible.
 
     Args:
-        layer: A convolution.
+        module: A convolution.
+        bank: Its filters, of which the shape and dtype count.
         inputs: Its input (N, C_total, …) or, unbatched, (C_total, …).
         count: How many windows; all there are if there are fewer.
 
@@ -70,17 +72,16 @@ def sample_windows(layer: ConvLayer, inputs: Tensor, count: int) -> Tensor:
     Raises:
         ConvsimError: If the input does not have the layer's axes.
     """
-    bank = layer.bank(layer.weight().detach())
     groups, _, channels, *kernel = bank.filters.shape
     x = inputs.detach()
     x = x.unsqueeze(0) if x.dim() == len(kernel) + 1 else x
     if x.dim() != len(kernel) + 2:
         raise ConvsimError(
-            f"Layer {layer.name!r} read an input of shape {tuple(inputs.shape)}, which has not the "
-            f"{len(kernel) + 2} axes (N, C, …) of its convolution. Leave it out with layers=…."
+            f"it read an input of shape {tuple(inputs.shape)}, which has not the {len(kernel) + 2} "
+            "axes (N, C, …) of its convolution. Leave it out with layers=…."
         )
     images = max(_IMAGES, ceil(count * prod(bank.stride) / max(1, prod(x.shape[2:]))))
-    view = windows(layer.module, bank, x[:images])
+    view = windows(module, bank, x[:images])
     view = view.movedim(1, 1 + len(kernel))  # (N, *positions, C_total, *kernel)
     places = view.shape[: 1 + len(kernel)]
     picked = view[torch.unravel_index(_spread(count, prod(places), x.device), places)]

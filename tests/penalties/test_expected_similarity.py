@@ -40,7 +40,7 @@ def setting(build, shape):
 def test_windows_times_filters_are_the_layers_own_maps(build, shape):
     module, inputs, maps_MP = setting(build, shape)
     (layer,) = conv_layers(nn.Sequential(module))
-    windows_GSR = sample_windows(layer, inputs, ALL)
+    windows_GSR = sample_windows(module, layer.bank(), inputs, ALL)
     made = windows_GSR @ layer.bank().filters.flatten(2).mT
     torch.testing.assert_close(made.transpose(0, 1).flatten(1).mT, maps_MP)
 

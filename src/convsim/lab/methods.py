@@ -44,8 +44,9 @@ METHODS = {"none": Method("none")}
 for _name, _preset in PRESETS.items():
     _default = (_preset.coefficient,)
     METHODS[_name] = Method(_name, regularizer=_name, coefficients=_default)
-    if isinstance(_preset.penalty, ActivationPenalty) or _preset.penalty.windows:
-        continue  # nothing can be minimised before there are images
+    _minimised = _preset.initialization or _preset.penalty
+    if isinstance(_minimised, ActivationPenalty) or _minimised.windows:
+        continue  # there are no images yet
     for _method in (
         Method(f"{_name}-init", initialization=_name),
         Method(f"{_name}-both", regularizer=_name, initialization=_name, coefficients=_default),

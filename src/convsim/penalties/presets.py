@@ -27,20 +27,25 @@ class Preset:
         penalty: The penalty.
         coefficient: Its weight beside a cross-entropy loss.
         keep_norm: Whether iterative initialization by it keeps every filter's norm.
+        initialization: What iterative initialization minimises; the penalty itself if None.
     """
 
     penalty: Penalty
     coefficient: float
     keep_norm: bool = True
+    initialization: Penalty | None = None
 
 
 PRESETS = {
-    # Scale-free, so that it can only be lowered by changing directions, and mean-reduced, so that
-    # one coefficient serves networks of any width and depth (experiments/00_first_comparison).
-    "recommended": Preset(ConvolutionalSimilarity(), coefficient=3.0),
-    # With what the layers really read, which the kernels alone do not tell (experiments/04).
+    # How alike maps are on what the layers really read (experiments/05_accuracy). Scale-free, so
+    # that it can only be lowered by changing directions, and a mean, so that one coefficient serves
+    # networks of any width and depth. Before there is an input, the kernels have to be enough.
+    "recommended": Preset(
+        ExpectedSimilarity(), coefficient=3.0, initialization=ConvolutionalSimilarity()
+    ),
     "data-aware": Preset(ExpectedSimilarity(), coefficient=3.0),
-    # Its kernels-only form, then others of the family: channels apart, and neighbours only.
+    # The kernels alone, whatever the input (experiments/00_first_comparison); then others of that
+    # family: channels apart, and neighbours only.
     "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),
     "matched": Preset(ConvolutionalSimilarity(channels="matched"), coefficient=3.0),
     "adjacent": Preset(ConvolutionalSimilarity(pairs="adjacent"), coefficient=3.0),
