@@ -4,7 +4,7 @@
     python benchmarks/penalty_cost.py --all        # every weight list
     python benchmarks/penalty_cost.py --device cuda --all [--rival NAME=module:function]
 
-On a GPU it also times a CUDA graph of the recommended penalty, fails if that penalty waits for
+On a GPU it also times a CUDA graph of the crossed penalty, fails if that penalty waits for
 the device, and takes rivals that are installed there, as functions of one weight, such as the
 authors' CUDA extension.
 
@@ -37,7 +37,7 @@ from convsim.lab.records import append_record, environment, read_records
 
 RESULTS = Path(__file__).parent / "results" / "penalty_cost.jsonl"
 OURS = {
-    "recommended": ConvolutionalSimilarity(),
+    "crossed": ConvolutionalSimilarity(),
     "matched, unit": ConvolutionalSimilarity(channels="matched"),
     "authors": "authors",
 }
@@ -53,11 +53,11 @@ def variants(model: nn.Module) -> dict[str, Callable[[], Any]]:
     runs = (
         {name: by_autograd(model, penalty) for name, penalty in RIVALS.items()}
         | {f"{name}, backward_()": one.backward_ for name, one in ours.items()}
-        | {"recommended, loss + regularizer()": lambda: (loss + ours["recommended"]()).backward()}  # noqa: PLW0108
+        | {"crossed, loss + regularizer()": lambda: (loss + ours["crossed"]()).backward()}  # noqa: PLW0108
         | {"floor: read, read, write the gradient": floor(model)}
     )
     if next(model.parameters()).is_cuda:
-        runs["recommended, CUDA graph"] = captured(ours["recommended"].backward_)
+        runs["crossed, CUDA graph"] = captured(ours["crossed"].backward_)
     return runs
 
 
@@ -134,6 +134,7 @@ def training_steps(name: str, size: int, device: str) -> dict[str, Callable[[], 
 
     return {
         "plain step": build(None),
+        "step with crossed": build("crossed"),
         "step with recommended": build("recommended"),
         "step with DeCov": build("decov"),
     }
@@ -261,9 +262,9 @@ def show(record: dict[str, Any], picture: Path | None) -> None:
                 print(f"| {name} | {median(values):.1f} | {share} |")
     steps = milliseconds.get("step-resnet18")
     if steps:
-        own = median(milliseconds["resnet18"]["recommended, backward_()"])
+        own = median(milliseconds["resnet18"]["crossed, backward_()"])
         share = own / median(steps["plain step"])
-        print(f"\nThe recommended penalty's own time is {share:.2%} of a plain ResNet-18 step.")
+        print(f"\nThe crossed penalty's own time is {share:.2%} of a plain ResNet-18 step.")
     for name, count in record.get("launches", {}).items():
         kind = "kernels" if record["device"] == "cuda" else "torch operations"
         print(f"{name}, ResNet-18: {count} {kind}")
