@@ -203,6 +203,52 @@ def test_auto_says_what_it_needs():
         )
 
 
+def test_auto_adds_nothing_where_nothing_is_left_or_the_step_is_lost():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1))
+    regularizer = Regularizer(model, coefficient="auto")
+    model(torch.randn(2, 4, 1, 1)).square().sum().backward()  # two windows: every ρ² is 1
+    before = model[0].weight.grad.clone()
+    regularizer.backward_()
+    assert torch.equal(model[0].weight.grad, before)
+    model[0].weight.grad.fill_(math.inf)  # a GradScaler will skip this step
+    assert regularizer.backward_().isfinite()
+    assert regularizer.coefficient == 0
+    with pytest.warns(convsim.ConvsimWarning):
+        alone = Regularizer(nn.Conv2d(4, 1, 3), coefficient="auto")
+    assert alone.backward_() == 0
+
+
+def test_a_layer_whose_weight_is_frozen_is_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    model[0].weight.requires_grad_(False)
+    assert [layer.name for layer in Regularizer(model, "crossed").layers] == ["1"]
+
+
+@pytest.mark.parametrize("penalty", ["cosine", "soft", "srip", "crossed"])
+def test_autocast_does_not_touch_the_closed_form(penalty):
+    torch.manual_seed(0)
+    model = nn.Conv2d(16, 16, 3)
+    regularizer = Regularizer(model, penalty)
+    regularizer.backward_()
+    expected = model.weight.grad.clone()
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        regularizer.backward_()
+    torch.testing.assert_close(model.weight.grad, expected)
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use():
+    model = nn.Sequential(nn.Conv2d(3, 5, (2, 3)))
+    regularizer = Regularizer(model)
+    with torch.inference_mode():
+        Regularizer(model, "crossed").values()
+        model(torch.randn(2, 3, 9, 9))
+    (regularizer() + Regularizer(model, "crossed")()).backward()
+    with torch.device("meta"):
+        Regularizer(nn.Conv2d(3, 5, (3, 1)), "crossed")
+    assert Regularizer(nn.Conv2d(3, 5, (3, 1)), "crossed")() > 0
+
+
 def test_nothing_to_act_on_warns_and_is_zero():
     with pytest.warns(convsim.ConvsimWarning, match="cannot act on any of the 1 selected layers"):
         regularizer = Regularizer(nn.Conv2d(4, 4, 3, groups=4), "crossed")

@@ -18,7 +18,7 @@ from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
 from convsim.similarity import Scale, check_options
-from convsim.windows import windows
+from convsim.windows import ALL, sample_windows
 
 
 def expected_similarity(
@@ -102,7 +102,7 @@ class InputAutocorrelation:
             ConvsimError: If the layer reads its inputs in another way than its attributes say.
         """
         for image_1Cx in inputs_NCx.split(1):
-            windows_GPR = self._windows(image_1Cx)
+            windows_GPR = sample_windows(self._module, self._bank, image_1Cx, ALL)
             if windows_GPR.shape[1] != positions:
                 raise ConvsimError(
                     f"Layer {self._name!r} ({type(self._module).__name__}) put out {positions} "
@@ -116,15 +116,6 @@ class InputAutocorrelation:
         """Return R, on the CPU."""
         assert isinstance(self._sum, Tensor)
         return self._sum.cpu() / self._images
-
-    def _windows(self, image_1Cx: Tensor) -> Tensor:
-        """Lay out what the layer reads at each position: (G, P, C·n)."""
-        bank = self._bank
-        x = windows(self._module, bank, image_1Cx).to(bank.filters.dtype)
-        dims, groups = len(bank.kernel), bank.filters.shape[0]
-        x_GCPn = x[0].flatten(1 + dims).flatten(1, dims).unflatten(0, (groups, -1))
-        flat_GPR: Tensor = x_GCPn.transpose(1, 2).flatten(2)
-        return flat_GPR
 
 
 def energy_by_class(autocorrelation_GRR: Tensor, bank: KernelBank) -> dict[str, float]:

@@ -220,7 +220,7 @@ def conv_layers(
         model: Any module.
         layers: Which of them: a name pattern such as ``"layer3.*"``, a layer type, a predicate
             ``(name, module) -> bool``, or several of these, of which one must match. All if None.
-        frozen: Whether to list layers none of whose parameters require a gradient.
+        frozen: Whether to list layers whose weight requires no gradient.
 
     Raises:
         ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
@@ -242,7 +242,7 @@ def conv_layers(
     chosen = {
         name: module
         for name, module in found.items()
-        if matches(name, module) and (frozen or any(p.requires_grad for p in module.parameters()))
+        if matches(name, module) and (frozen or _trains(module))
     }
     if not chosen:
         raise ConvsimError(
@@ -275,6 +275,15 @@ def selected_modules(
             f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
         )
     return chosen
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether the weight, or something that it is computed from, requires a gradient."""
+    return any(
+        parameter.requires_grad
+        for name, parameter in module.named_parameters()
+        if not name.startswith(("bias", "parametrizations.bias"))
+    )
 
 
 def is_convolution(module: nn.Module) -> bool:

@@ -6,15 +6,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
+from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers, is_convolution
 from convsim.penalties import ActivationPenalty, Penalty, preset
+from convsim.watch import Watch
 from convsim.windows import sample_windows
 
 _AUTO_SHARE = 0.3
@@ -91,13 +91,7 @@ class Regularizer:
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._maps: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, Tensor] = {}
-        for layer in self._acting:
-            if isinstance(self.penalty, ActivationPenalty):
-                layer.module.register_forward_hook(partial(_keep, self._maps, layer.name))
-            elif self.penalty.windows:
-                shape = banks[layer.name].with_filters(banks[layer.name].filters.to("meta"))
-                sample = partial(_sample, self._inputs, layer.name, shape, self.penalty.windows)
-                layer.module.register_forward_hook(sample, with_kwargs=True)
+        self._watch = self._look_at(model) if self._needs_forward() else None
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -107,6 +101,39 @@ class Regularizer:
                 ConvsimWarning,
                 stacklevel=2,
             )
+
+    def _needs_forward(self) -> bool:
+        return isinstance(self.penalty, ActivationPenalty) or bool(self.penalty.windows)
+
+    def _look_at(self, model: nn.Module) -> Watch:
+        """Keep what the penalty takes from forward passes; a shared weight, from all it serves."""
+        modules = [
+            (layer.name, module)
+            for layer in self._acting
+            for module in ([layer.module] if layer.parametrized else model.modules())
+            if module is layer.module
+            or (is_convolution(module) and module.weight is layer.module.weight)
+        ]
+        maps, inputs, windows = self._maps, self._inputs, self.penalty.windows
+        shapes = {id(module): _shape(ConvLayer(name, module)) for name, module in modules}
+
+        def keep_maps(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
+            if torch.is_grad_enabled():
+                maps.setdefault(name, []).append(output)
+
+        def keep_inputs(name: str, module: nn.Module, read: Tensor, _: Tensor) -> None:
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    inputs[name] = sample_windows(module, shapes[id(module)], read, windows)
+            except ConvsimError as error:
+                raise ConvsimError(f"Layer {name!r}: {error}") from error
+
+        return Watch(modules, keep_inputs if windows else keep_maps)
+
+    def remove(self) -> None:
+        """Stop looking at the model's forward passes; dropping the regularizer does so too."""
+        if self._watch is not None:
+            self._watch.close()
 
     @property
     def coefficient(self) -> float:
@@ -122,7 +149,7 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
-        if self._auto:
+        if self._auto and self._acting:
             raise ConvsimError(
                 'coefficient="auto" weighs the penalty against the gradient of the loss, which '
                 "loss + regularizer() does not know. Use loss.backward(); regularizer.backward_()."
@@ -144,11 +171,13 @@ class Regularizer:
                 f"Layer {layer.name!r} has read no input yet. {self.penalty} takes that of the "
                 "last forward pass: call the regularizer after one, in train() mode."
             )
-        return replace(bank, inputs=self._inputs.get(layer.name))
+        inputs = self._inputs.get(layer.name)
+        return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
 
     def _total(self, values: list[Tensor]) -> Tensor:
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
-        return total * (self.coefficient * self._layer_factor())
+        coefficient = self._coefficient if self._auto else self.coefficient
+        return total * coefficient * self._layer_factor()
 
     def _maps_value(self, penalty: ActivationPenalty, name: str) -> Tensor:
         maps = self._maps.pop(name, [])
@@ -177,45 +206,46 @@ class Regularizer:
         Returns:
             coefficient · penalty, detached, as `__call__`.
         """
+        if not self._acting:
+            return self()
         weights = [layer.weight() for layer in self._acting]
         banks = [
             self._bank(layer, weight.detach())
             for layer, weight in zip(self._acting, weights, strict=True)
         ]
-        if self._auto:
-            return self._balanced_backward_(weights, banks, scale)
+        over_ranks = bool(self.penalty.windows) and _ranks() > 1
+        apart = self._auto or over_ranks  # from the gradient that is there already
         gradients = [
-            _gradient(layer, weight, bank)
+            _gradient(layer, weight, bank, apart)
             for layer, weight, bank in zip(self._acting, weights, banks, strict=True)
         ]
-        factor = self.coefficient * self._layer_factor()
-        values = self.penalty.add_gradients_(banks, gradients, [factor * scale] * len(banks))
+        factor = self._layer_factor() * (1.0 if self._auto else self.coefficient * scale)
+        values = self.penalty.add_gradients_(banks, gradients, [factor] * len(banks))
+        if over_ranks:
+            _average_over_ranks_(gradients)
+        if self._auto:
+            total = torch.stack([value.to(values[0]) for value in values]).sum()
+            by = self._share(weights, gradients, total * self._layer_factor())
+            gradients = [g if g is None else g * by.to(g) for g in gradients]
+            self._coefficient = by / scale
         for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
-            if gradient is not None and not _in_place(weight):
+            if gradient is not None and (apart or not _in_place(weight)):
                 _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
-        return self._total(values) if values else self()
+        return self._total(values)
 
-    def _balanced_backward_(
-        self, weights: list[Tensor], banks: list[KernelBank], scale: float
+    def _share(
+        self, weights: list[Tensor], gradients: list[Tensor | None], value: Tensor
     ) -> Tensor:
-        """Add the penalty's gradient, its norm set to a share of the loss gradient's."""
-        losses = [weight.grad for weight in weights if weight.grad is not None]
+        """Find the factor that makes the penalty's gradient a share of the loss' gradient."""
+        losses = [w.grad for w in weights if w.requires_grad and w.grad is not None]
         if not losses:
             raise ConvsimError(
                 'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
                 "regularizer.backward_()."
             )
-        gradients = [torch.zeros_like(b.filters) if w.requires_grad else None
-                     for w, b in zip(weights, banks, strict=True)]  # fmt: skip
-        values = self.penalty.add_gradients_(banks, gradients, [self._layer_factor()] * len(banks))
-        own = _norm([gradient for gradient in gradients if gradient is not None])
-        by = torch.where(own > 0, _AUTO_SHARE * _norm(losses) / own, 0)
-        for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
-            if gradient is not None:
-                added = bank.to_weight(gradient * by.to(gradient.device))
-                _pass_on(weight, added.to(weight.dtype))
-        self._coefficient = by / scale
-        return torch.stack([v.to(by) for v in values]).sum() * self._layer_factor() * by / scale
+        own, loss = _norm([g for g in gradients if g is not None]), _norm(losses)
+        rounding = own * _norm(weights) <= 1e-5 * value.abs().to(own)  # nothing is left to lower
+        return torch.where(rounding | ~loss.isfinite(), 0, _AUTO_SHARE * loss / own)
 
     def _refuse_auto(self) -> None:
         for layer in self.layers:
@@ -233,8 +263,13 @@ class Regularizer:
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
-        """Compute each selected layer's penalty, without the coefficient, for logging."""
-        return {layer.name: self.penalty.value(self._bank(layer)).item() for layer in self.layers}
+        """Compute each selected layer's penalty, without the coefficient, for logging.
+
+        Of layers that it cannot act on the constant value, 0 for a penalty on real inputs.
+        """
+        read = [layer for layer in self.layers if layer in self._acting or not self.penalty.windows]
+        found = {layer.name: self.penalty.value(self._bank(layer)).item() for layer in read}
+        return {layer.name: found.get(layer.name, 0.0) for layer in self.layers}
 
     def step(self) -> None:
         """Advance the coefficient's schedule by one: a step or an epoch, as its function counts."""
@@ -269,30 +304,23 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def _keep(
-    kept: dict[str, list[Tensor]], name: str, module: nn.Module, inputs: Any, output: Tensor
-) -> None:
-    if module.training and torch.is_grad_enabled():
-        kept.setdefault(name, []).append(output)
+def _shape(layer: ConvLayer) -> KernelBank:
+    bank = layer.bank(layer.weight().detach())
+    return bank.with_filters(bank.filters.to("meta"))
 
 
-@torch.no_grad()
-def _sample(
-    kept: dict[str, Tensor],
-    name: str,
-    shape: KernelBank,
-    count: int,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
-) -> None:
-    if module.training:
-        inputs = args[0] if args else kwargs["input"]
-        try:
-            kept[name] = sample_windows(module, shape, inputs, count)
-        except ConvsimError as error:
-            raise ConvsimError(f"Layer {name!r}: {error}") from error
+def _ranks() -> int:
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if started else 1
+
+
+def _average_over_ranks_(gradients: list[Tensor | None]) -> None:
+    """Average over data-parallel ranks, which read other images, as DDP does for the loss."""
+    for gradient in gradients:
+        if gradient is not None:
+            torch.distributed.all_reduce(gradient)
+            gradient.div_(_ranks())
 
 
 def _in_place(weight: Tensor) -> bool:
@@ -300,11 +328,11 @@ def _in_place(weight: Tensor) -> bool:
     return weight.is_leaf and weight.dtype in (torch.float32, torch.float64)
 
 
-def _gradient(layer: ConvLayer, weight: Tensor, bank: KernelBank) -> Tensor | None:
+def _gradient(layer: ConvLayer, weight: Tensor, bank: KernelBank, apart: bool) -> Tensor | None:
     """Lay out where a layer's gradient is added: a view of ``weight.grad``, or zeros."""
     if not weight.requires_grad:
         return None
-    if not _in_place(weight):
+    if apart or not _in_place(weight):
         return torch.zeros_like(bank.filters)
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)

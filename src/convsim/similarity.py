@@ -239,6 +239,7 @@ def _classes(bank: KernelBank) -> tuple[Tensor, int]:
 
 
 @lru_cache(maxsize=64)  # a copy to a GPU at every call would wait for it
+@torch.inference_mode(False)  # so that what is kept serves every mode
 def _classes_on(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
     device: torch.device,
@@ -248,6 +249,7 @@ def _classes_on(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def tap_pair_classes(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
 ) -> tuple[Tensor, int]:
@@ -271,7 +273,7 @@ def tap_pair_classes(
             classes.append(-1)
             continue
         classes.append(number.setdefault(lag, len(number)))
-    index = torch.tensor(classes)
+    index = torch.tensor(classes, device="cpu")
     return torch.where(index < 0, len(number), index), len(number)
 
 

@@ -1,14 +1,16 @@
-"""What a convolution reads of its input at each position.
+"""What a convolution of any kind reads of its input at each position.
 
-Shape suffixes: N images, G groups, C channels (of a group, in windows), P positions, n taps, S
-windows that were sampled, R = C·n their length.
+Per axis, a table says which pixel stands at each coordinate that the kernel walks over: padding is
+written out in it, and a transposed convolution walks over its input with zeros between the pixels.
+Shape suffixes: N images, G groups, C channels (of a group, in windows), S windows, n taps.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, prod
-from typing import Any
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,85 +18,127 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 
-_IMAGES = 32  # windows of one image are alike, so they come from this many or more
 _GOLDEN = (5**0.5 - 1) / 2
+_ZERO = -1  # in a table: no pixel, but a zero
+_REVERSED = "zeros, taps in reverse"
+ALL = 1 << 40  # as a count: every window
 
 
-def windows(module: nn.Module, bank: KernelBank, inputs_NCx: Tensor) -> Tensor:
-    """Lay out what a convolution reads at each position: (N, C_total, *positions, *kernel), a view.
+class _Axis(NamedTuple):
+    """What decides the windows along one spatial axis."""
 
-    The view is of a copy of the inputs where the layer pads them; padding that a subclass does in
-    its own forward is not known here and left out. A transposed convolution reads
-    its input with zeros between the pixels, the taps in reverse (`ConvTranspose`'s output_size is
-    not known here and taken to be the default).
-    """
-    layer: Any = module
-    if bank.transposed:
-        x, stride = _between_zeros(layer, bank, inputs_NCx), (1,) * len(bank.kernel)
-    else:
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = nn.functional.pad(inputs_NCx, layer._reversed_padding_repeated_twice, mode=mode)
-        stride = bank.stride
-    for axis, (k, s, d) in enumerate(zip(bank.kernel, stride, bank.dilation, strict=True)):
-        x = x.unfold(axis + 2, d * (k - 1) + 1, s)[..., ::d]
-    return x
-
-
-def _between_zeros(layer: Any, bank: KernelBank, x: Tensor) -> Tensor:
-    sizes = [s * (size - 1) + 1 for s, size in zip(bank.stride, x.shape[2:], strict=True)]
-    spread = x.new_zeros((*x.shape[:2], *sizes))
-    between = spread
-    for axis, s in enumerate(bank.stride):
-        between = between.unfold(axis + 2, 1, s).squeeze(-1)
-    between.copy_(x)
-    sides: list[int] = []  # from the last axis to the first
-    axes = zip(bank.kernel, bank.dilation, layer.padding, layer.output_padding, strict=True)
-    for k, d, padding, further in axes:
-        reach = d * (k - 1) - padding
-        sides = [reach, reach + further, *sides]
-    return nn.functional.pad(spread, sides)
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    mode: str
+    spread: int  # the stride of a transposed convolution
 
 
 def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: int) -> Tensor:
-    """Take windows from the first images of a batch, spread evenly over images and positions.
+    """Take windows of a convolution's input, spread evenly over images and positions.
 
-    Nothing is drawn at random: the batch is shuffled already, and training stays reproducible.
+    Nothing is drawn at random: a training batch is shuffled already, and training stays
+    reproducible. Padding that a subclass does in its own forward, and the output_size of a
+    transposed convolution, are not known here and left out.
 
     Args:
         module: A convolution.
         bank: Its filters, of which the shape and dtype count.
         inputs: Its input (N, C_total, …) or, unbatched, (C_total, …).
-        count: How many windows; all there are if there are fewer.
+        count: How many windows; all, in their order, if there are no more.
 
     Returns:
-        (G, S, C·n), detached, of the dtype that the filters are computed in.
+        (G, S, C·n), detached, of the filters' dtype.
 
     Raises:
         ConvsimError: If the input does not have the layer's axes.
+
+    Cost: S·C·n numbers are read and written.
     """
     groups, _, channels, *kernel = bank.filters.shape
+    dims = len(kernel)
     x = inputs.detach()
-    x = x.unsqueeze(0) if x.dim() == len(kernel) + 1 else x
-    if x.dim() != len(kernel) + 2:
+    x = x.unsqueeze(0) if x.dim() == dims + 1 else x
+    if x.dim() != dims + 2:
         raise ConvsimError(
-            f"it read an input of shape {tuple(inputs.shape)}, which has not the {len(kernel) + 2} "
-            "axes (N, C, …) of its convolution. Leave it out with layers=…."
+            f"it read an input of shape {tuple(inputs.shape)}, which has not the {dims + 2} axes "
+            "(N, C, …) of its convolution. Leave it out with layers=…."
         )
-    images = max(_IMAGES, ceil(count * prod(bank.stride) / max(1, prod(x.shape[2:]))))
-    view = windows(module, bank, x[:images])
-    view = view.movedim(1, 1 + len(kernel))  # (N, *positions, C_total, *kernel)
-    places = view.shape[: 1 + len(kernel)]
-    picked = view[torch.unravel_index(_spread(count, prod(places), x.device), places)]
+    axes = _axes(module, bank, tuple(x.shape[2:]))
+    index, inside = _places(axes, len(x), count, x.device)
+    x_NPC = x.flatten(2).transpose(1, 2)
+    picked_SnC = x_NPC[index[0].unsqueeze(1), index[1:].T] * inside.T.unsqueeze(-1)
+    picked_SCn = picked_SnC.to(bank.filters.dtype).transpose(1, 2)
+    return picked_SCn.reshape(-1, groups, channels * prod(kernel)).transpose(0, 1)
+
+
+def _axes(module: Any, bank: KernelBank, sizes: tuple[int, ...]) -> tuple[_Axis, ...]:
     if bank.transposed:
-        picked = picked.flip(tuple(range(2, picked.dim())))
-    sampled_SGR = picked.to(bank.filters.dtype).reshape(-1, groups, channels * prod(kernel))
-    return sampled_SGR.transpose(0, 1)
+        reach = [d * (k - 1) for d, k in zip(bank.dilation, bank.kernel, strict=True)]
+        sides = [
+            (r - p, r - p + further)
+            for r, p, further in zip(reach, module.padding, module.output_padding, strict=True)
+        ]
+        strides, spreads, mode = (1,) * len(sizes), bank.stride, _REVERSED
+    else:
+        flat = module._reversed_padding_repeated_twice  # from the last axis to the first
+        sides = list(zip(flat[-2::-2], flat[::-2], strict=True))
+        strides, spreads, mode = bank.stride, (1,) * len(sizes), module.padding_mode
+    columns = (sizes, bank.kernel, strides, bank.dilation, sides, spreads)
+    return tuple(
+        _Axis(size, k, s, d, before, after, mode, spread)
+        for size, k, s, d, (before, after), spread in zip(*columns, strict=True)
+    )
 
 
 @lru_cache(maxsize=256)
-def _spread(count: int, total: int, device: torch.device) -> Tensor:
-    """Choose `count` of `total` indices, evenly and without a period (golden-section steps)."""
-    if total <= count:
-        return torch.arange(total, device=device)
-    steps = torch.arange(count, dtype=torch.float64) * _GOLDEN
-    return ((steps % 1) * total).long().to(device)
+@torch.inference_mode(False)  # so that what is kept serves every mode
+def _places(
+    axes: tuple[_Axis, ...], images: int, count: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Choose windows: (1 + n, S) of image and pixels, and (n, S) 0 where a zero is read."""
+    tables = [_table(axis) for axis in axes]
+    lengths = [
+        max(1, (len(table) - axis.dilation * (axis.kernel - 1) - 1) // axis.stride + 1)
+        for axis, table in zip(axes, tables, strict=True)
+    ]
+    rest = _spread(count, images * prod(lengths))
+    positions: list[Tensor] = []
+    for length in reversed(lengths):
+        positions.insert(0, rest % length)
+        rest = rest // length
+    rows, insides = [rest], []
+    for taps in product(*(range(axis.kernel) for axis in axes)):
+        pixel, inside = torch.zeros_like(rest), torch.ones_like(rest, dtype=torch.bool)
+        # A transposed convolution meets its taps in reverse.
+        for axis, table, p, u in zip(axes, tables, positions, taps, strict=True):
+            v = axis.kernel - 1 - u if axis.mode == _REVERSED else u
+            source = table[(axis.stride * p + axis.dilation * v).clamp(max=len(table) - 1)]
+            pixel = pixel * axis.size + source.clamp(min=0)
+            inside &= source != _ZERO
+        rows.append(pixel)
+        insides.append(inside)
+    return torch.stack(rows).to(device), torch.stack(insides).to(device)
+
+
+def _table(axis: _Axis) -> Tensor:
+    """Say which pixel stands at each coordinate, `_ZERO` for none."""
+    pixels = torch.full((axis.spread * (axis.size - 1) + 1,), _ZERO, device="cpu")
+    pixels[:: axis.spread] = torch.arange(axis.size, device="cpu")
+    fill: dict[str, Any] = (
+        {"value": _ZERO} if axis.mode in ("zeros", _REVERSED) else {"mode": axis.mode}
+    )
+    padded = nn.functional.pad(pixels[None, None].double(), (axis.before, axis.after), **fill)
+    return padded[0, 0].long()
+
+
+def _spread(count: int, total: int) -> Tensor:
+    """Choose `count` of `total` indices, or all, evenly and without a period."""
+    if total <= 4 * count:
+        count = min(count, total)
+        return torch.arange(count, device="cpu") * total // max(1, count)
+    steps = torch.arange(count, dtype=torch.float64, device="cpu") * _GOLDEN
+    return ((steps % 1) * total).long()  # golden-section steps, at least 0.38·total/count apart

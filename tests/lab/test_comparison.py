@@ -1,12 +1,13 @@
 """The grid: resumable, tuned apart from the test data, and statistics that hold."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import Estimate, compare, summarize
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import parse_method
@@ -78,6 +79,16 @@ def test_each_methods_learning_rate_is_tuned_at_its_best_coefficient(digits, tmp
     for record, scores in zip(records, (none, at_best), strict=True):
         assert record["configuration"]["recipe"]["lr"] == max(scores, key=scores.get)[-1]
     assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+def test_a_learning_rate_that_diverges_is_not_chosen(digits, tmp_path):
+    options = {"tuning_seeds": 1, "learning_rates": [1e30]}
+    (record,) = compare(digits, TINY, METHODS[:1], [0], tmp_path, **options)
+    assert record["configuration"]["recipe"]["lr"] == TINY.lr
+    (diverged,) = (r for r in read_records(tmp_path / "records.jsonl") if "diverged" in r["result"])
+    assert "loss became" in diverged["result"]["diverged"]
+    with pytest.raises(NonFiniteError):
+        compare(digits, replace(TINY, lr=1e30), METHODS[:1], [0], tmp_path / "reported")
 
 
 def test_nothing_is_run_twice(grid, digits):

@@ -183,6 +183,7 @@ def test_the_optimizer_is_the_one_asked_for(digits, optimizer, name):
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
+        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 import convsim
 from convsim import ConvsimError, ExpectedSimilarity, Regularizer
 from convsim.kernels import conv_layers
-from convsim.windows import sample_windows
+from convsim.windows import ALL, sample_windows
 
 LAYERS = [  # every kind of convolution, its input
     (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9, 8)),
@@ -24,7 +24,6 @@ LAYERS = [  # every kind of convolution, its input
     ),
     (lambda: nn.ConvTranspose1d(4, 6, 3, stride=3, dilation=2, padding=5), (2, 4, 8)),
 ]
-ALL = 10**6
 
 
 def setting(build, shape):

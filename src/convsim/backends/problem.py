@@ -44,15 +44,16 @@ def half_classes(bank: KernelBank) -> HalfClasses:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that what is kept serves every mode
 def _half_classes(
     kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], transposed: bool
 ) -> HalfClasses:
     index, full = tap_pair_classes(kernel, stride, dilation, transposed)
     taps = round(len(index) ** 0.5)
     index_nn = index.reshape(taps, taps)
-    mirror = torch.full((full + 1,), full)
+    mirror = torch.full((full + 1,), full, device="cpu")
     mirror[index_nn.flatten()] = index_nn.mT.flatten()
-    first = torch.minimum(torch.arange(full + 1), mirror)
+    first = torch.minimum(torch.arange(full + 1, device="cpu"), mirror)
     kept, half = first.unique(return_inverse=True)  # sorted: "left out" stays last
     count = len(kept) - int(full in index) if full in index else len(kept) - 1
     multiplicity = torch.bincount(half[:full], minlength=count)[:count].double()

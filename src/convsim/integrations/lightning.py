@@ -42,7 +42,13 @@ class RegularizerCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, once the model is on its device."""
+        self.on_fit_end(trainer, pl_module)
         self.regularizer = Regularizer(pl_module, **self._options)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the model's forward passes alone again."""
+        if self.regularizer is not None:
+            self.regularizer.remove()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the schedule to this epoch, also after a resume."""

@@ -14,10 +14,10 @@ from statistics import fmean, median, stdev
 import torch
 from scipy.stats import t as student
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Coefficient, Method
-from convsim.lab.records import Record, append_record, read_records
+from convsim.lab.records import Record, append_record, environment, read_records
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 
@@ -43,10 +43,10 @@ def compare(
     """Train every method with every seed, tuning coefficients and learning rates first.
 
     Tuning looks at the held-out share of the training data only, with seeds of its own: first each
-    coefficient at the recipe's learning rate, then each learning rate at the best coefficient; the
-    highest mean accuracy wins. Each finished run is appended to
-    ``folder/records.jsonl`` at once, and a run already there is not repeated; one that was cut off
-    goes on from its last epoch.
+    coefficient at the recipe's learning rate, then each learning rate at the best coefficient. The
+    highest mean accuracy wins; a candidate that diverges counts as 0. Each finished run is appended
+    to ``folder/records.jsonl`` at once, and a run already there is not repeated; one that was cut
+    off goes on from its last epoch.
 
     Args:
         data: The data set.
@@ -174,7 +174,16 @@ def run_all(
 def _train_one(run: Run, folder: Path) -> Record:
     checkpoints = _checkpoints(folder, run)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    return train(run, checkpoints)[1]
+    try:
+        return train(run, checkpoints)[1]
+    except NonFiniteError as error:
+        if run.test:
+            raise
+        result = {"validation_accuracy": [0.0], "diverged": str(error)}  # a candidate, not chosen
+        return {
+            "schema": 1, "key": run.key, "configuration": run.configuration(), "result": result,
+            "environment": environment(),
+        }  # fmt: skip
 
 
 def _checkpoints(folder: Path, run: Run) -> Path:

@@ -83,6 +83,9 @@ def parse_method(text: str) -> Method:
         )
     except ValueError:
         coefficients = (math.nan,)
+    on_maps = isinstance(PRESETS[method.regularizer].penalty, ActivationPenalty)
+    if on_maps and "auto" in coefficients:
+        raise ConvsimError(f"{name!r} acts on feature maps and takes no coefficient auto.")
     if not all(c == "auto" or (math.isfinite(c) and c >= 0) for c in coefficients):
         raise ConvsimError(
             'Coefficients must be finite numbers ≥ 0 or "auto", separated by commas, as in '

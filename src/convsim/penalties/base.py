@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
+from convsim.precision import full_precision
 
 LayerReduction = Literal["mean", "sum"]
 """How the layers of a model are put together."""
@@ -44,7 +45,7 @@ class Penalty(ABC):
 
         By autograd; a penalty with a closed form overrides it.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), full_precision(bank.filters):
             filters = bank.filters.detach().requires_grad_()
             value = self.value(bank.with_filters(filters))
             (gradient,) = torch.autograd.grad(value, filters)

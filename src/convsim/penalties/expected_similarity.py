@@ -11,6 +11,7 @@ from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.penalties.gram import off_diagonal
 from convsim.precision import full_precision
+from convsim.similarity import unit_filters
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ExpectedSimilarity(Penalty):
     with F[w] = K·w less its mean over the windows w. The input is taken as given: the gradient
     reaches the layer's own kernels, and norms do not matter. It is 0 if no two maps correlate and 1
     if all are multiples of each other; a map that is constant correlates with none. Sampling adds
-    about 1/samples to every ρ². Filters of different groups are compared too, so it acts on
+    to every ρ² about 1 over the number of windows, or of images where windows of one image are
+    alike. Filters of different groups are compared too, so it acts on
     depthwise layers, and on 1×1 kernels.
 
     DeCov (Cogswell et al. 2016) penalises covariance, which a smaller scale lowers too, of all of a
@@ -67,10 +69,11 @@ class ExpectedSimilarity(Penalty):
                 "through convsim.Regularizer."
             )
         with full_precision(bank.filters):
-            f_GSM = bank.inputs @ bank.filters.flatten(2).mT
+            x_GSR = bank.inputs
+            if self.centered:  # before the product: small differences of large maps would be lost
+                x_GSR = x_GSR - x_GSR.double().mean(1, keepdim=True).to(x_GSR)
+            f_GSM = x_GSR @ unit_filters(bank).flatten(2).mT
             f_SM = f_GSM.transpose(0, 1).flatten(1)
-            if self.centered:
-                f_SM = f_SM - f_SM.mean(0)
             norm_M = f_SM.square().sum(0)
             live_M = norm_M > 0
             f_SM = f_SM * live_M / norm_M.where(live_M, 1).sqrt()

@@ -1,0 +1,62 @@
+"""See what layers read and put out in a model's forward passes, as long as somebody looks."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Keep = Callable[[str, nn.Module, Tensor, Tensor], None]
+"""Called with a layer's name, the module, its input and its output."""
+
+
+class Watch:
+    """Hand on the input and output of modules in train() mode, until `close` or until dropped.
+
+    The model holds no reference to it, and a copy of the model is watched by nobody.
+
+    Args:
+        modules: The modules, each with the name it is known by.
+        keep: Called after each of their forward passes.
+    """
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], keep: Keep) -> None:
+        self.keep = keep
+        handles = [
+            module.register_forward_hook(_Hook(self, name), with_kwargs=True)
+            for name, module in modules
+        ]
+        self.close = weakref.finalize(self, _remove, handles)
+
+
+class _Hook:
+    """A forward hook that is not copied or saved with the model."""
+
+    def __init__(self, watch: Watch, name: str) -> None:
+        self._watch, self._name = weakref.ref(watch), name
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        watch = self._watch()
+        # nn.DataParallel's replicas would leave theirs on other devices.
+        if watch is None or not module.training or getattr(module, "_is_replica", False):
+            return
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        watch.keep(self._name, module, tensors[0], output)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _NoHook, ()
+
+
+class _NoHook:
+    def __call__(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
