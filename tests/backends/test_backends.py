@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
-from convsim.backends import compiled, eager
+from convsim.backends import compiled, eager, fused
 from convsim.backends.problem import Options, half_classes
 from convsim.kernels import kernel_bank
 from convsim.similarity import bank_similarity
@@ -237,6 +237,19 @@ def test_eager_serves_where_nothing_compiles(monkeypatch, tmp_path, compiler):
     finally:
         monkeypatch.undo()
         compiled.library.cache_clear()
+
+
+def test_eager_serves_where_triton_cannot_compile(monkeypatch):
+    kernels = pytest.importorskip("convsim.backends.fused_kernels")
+    monkeypatch.setenv("CONVSIM_BACKEND", "fused")
+    monkeypatch.setattr(kernels, "sum_blocks", None)
+    fused._triton_works.cache_clear()
+    try:
+        weight = torch.randn(4, 5, 3, 3)
+        assert not fused.serves(kernel_bank(weight), None, OPTIONS[0])
+        assert max(error_of(weight, OPTIONS[0])) < 1e-5
+    finally:
+        fused._triton_works.cache_clear()
 
 
 def test_the_build_is_kept(monkeypatch, tmp_path):

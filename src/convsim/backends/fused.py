@@ -11,10 +11,13 @@ others of its own: nothing is subtracted that could cancel), reads the filter ag
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from convsim.backends.problem import Options, half_classes
 from convsim.kernels import KernelBank
 from convsim.similarity import pair_weight
 
+logger = logging.getLogger(__name__)
 _MAX_TAPS = 64  # taps² products are kept in registers
 _BLOCK = 32  # filters whose autocorrelations are added up first
 
@@ -33,7 +37,7 @@ def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
     asked_for = os.environ.get("CONVSIM_BACKEND") == "fused"  # in Triton's interpreter
     return (
         (bank.filters.is_cuda or asked_for)
-        and _triton_is_installed()
+        and _triton_works(bank.filters.device)
         and options.channels == "crossed"
         and bank.filters.dtype == torch.float32
         and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
@@ -43,8 +47,21 @@ def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
 
 
 @cache
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton is there and can compile for a device; a kernel tells."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        from convsim.backends import fused_kernels as kernels  # noqa: PLC0415 - Triton is optional
+
+        ones = torch.ones(1, 16, device=device)
+        blocks, total = torch.tensor([(0, 1)]).to(device), torch.empty(1, 16).double().to(device)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernels.sum_blocks[(1,)](ones, blocks, total, H=16, B=_BLOCK)
+    except Exception as error:  # whatever it is, torch operations serve
+        logger.warning("penalties take the eager backend, for Triton failed: %s", error)
+        return False
+    return True
 
 
 def add_gradients_(
@@ -59,13 +76,15 @@ def add_gradients_(
         key = (bank.kernel, bank.stride, bank.dilation, bank.transposed)
         groups.setdefault(key, []).append(i)
     values: list[Tensor | None] = [None] * len(banks)
+    device = banks[0].filters.device
     for members in groups.values():
-        found = _of_one_shape(
-            [banks[i] for i in members],
-            [gradients[i] for i in members],
-            [factors[i] for i in members],
-            options,
-        )
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            found = _of_one_shape(
+                [banks[i] for i in members],
+                [gradients[i] for i in members],
+                [factors[i] for i in members],
+                options,
+            )
         for i, value in zip(members, found.unbind(), strict=True):
             values[i] = value
     return [value for value in values if value is not None]
@@ -82,19 +101,17 @@ def _of_one_shape(
     device = banks[0].filters.device
     classes = half_classes(banks[0])
     weights = [pair_weight(bank, options.pairs, options.reduction) for bank in banks]
-    table, blocks, layer_of_row = _table(
-        tuple((bank.filters.shape[:3], bank.filters.stride()) for bank in banks), device
+    shapes = tuple((bank.filters.shape[:3], bank.filters.stride()) for bank in banks)
+    table, blocks, layer_of_row = _kept(_table, shapes, device)
+    addresses = tuple(
+        (bank.filters.data_ptr(), 0 if gradient is None else gradient.data_ptr(), w, 2 * w * f)
+        for bank, gradient, w, f in zip(banks, gradients, weights, factors, strict=True)
     )
-    layers = _layers(
-        tuple(
-            (bank.filters.data_ptr(), 0 if gradient is None else gradient.data_ptr(), w, 2 * w * f)
-            for bank, gradient, w, f in zip(banks, gradients, weights, factors, strict=True)
-        ),
-        device,
-    )
+    (layers,) = _kept(_layers, addresses, device)
     taps = banks[0].filters[0, 0, 0].numel()
     n, h = max(16, _power_of_2(taps)), max(16, _power_of_2(classes.count))
-    pair_class, multiplicity = _padded_classes(banks[0], n, h, device)
+    geometry = (banks[0].kernel, banks[0].stride, banks[0].dilation, banks[0].transposed)
+    pair_class, multiplicity = _kept(_classes, (*geometry, n, h), device)
     rows = len(layer_of_row)
     a = torch.zeros(rows, h, device=device)
     partial = torch.empty(len(blocks), h, dtype=torch.float64, device=device)
@@ -116,8 +133,39 @@ def _of_one_shape(
     return (0.5 * layers[:, 2].view(torch.float64) * values).float()
 
 
-@lru_cache(maxsize=64)
-def _table(described: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+_Key = tuple[Any, ...]
+_KEPT: dict[_Key, tuple[Tensor, ...]] = {}
+_CAPTURED: list[tuple[Tensor, ...]] = []  # what CUDA graphs read, or copy from, at every replay
+
+
+def _kept(
+    make: Callable[..., tuple[Tensor, ...]], described: _Key, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Make tables once and send them to the device, from pinned memory without waiting for it.
+
+    A graph that is captured may be replayed at any time: what it reads is never let go, and what it
+    copies is not shown to others, for it is there only after a replay.
+    """
+    key = (make, described, device)
+    found = _KEPT.get(key)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if found is None:
+        found = sources = make(described)
+        if device.type == "cuda":
+            sources = tuple(table.pin_memory() for table in sources)
+            found = tuple(table.to(device, non_blocking=True) for table in sources)
+        if capturing:
+            _CAPTURED.append(sources)
+        else:
+            _KEPT[key] = found
+            if len(_KEPT) > 256:
+                del _KEPT[next(iter(_KEPT))]
+    if capturing:
+        _CAPTURED.append(found)
+    return found
+
+
+def _table(described: _Key) -> tuple[Tensor, ...]:
     """List each filter's place, layout and group, the blocks of filters, and each one's layer."""
     rows: list[Tensor] = []
     blocks: list[tuple[int, int]] = []
@@ -136,53 +184,30 @@ def _table(described: tuple[Any, ...], device: torch.device) -> tuple[Tensor, Te
             blocks += [(b, first + members) for b in range(first, first + members, _BLOCK)]
         counts.append(groups * members)
         total += counts[-1]
-    tables = (
+    return (
         torch.cat(rows),
-        torch.tensor([(b, min(b + _BLOCK, last)) for b, last in blocks]),
+        torch.tensor([(b, min(b + _BLOCK, last)) for b, last in blocks], device="cpu"),
         torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
     )
-    table, block, layer_of_row = (_send(own, device) for own in tables)
-    return table, block, layer_of_row
 
 
-@lru_cache(maxsize=64)
-def _layers(described: tuple[tuple[int, int, float, float], ...], device: torch.device) -> Tensor:
+def _layers(described: _Key) -> tuple[Tensor, ...]:
     """Spell out each layer's filters, gradient, weight and factor, the numbers as their bits."""
     addresses = torch.tensor([row[:2] for row in described], dtype=torch.int64)
     numbers = torch.tensor([row[2:] for row in described], dtype=torch.float64)
-    return _send(torch.cat([addresses, numbers.view(torch.int64)], 1), device)
+    return (torch.cat([addresses, numbers.view(torch.int64)], 1),)
 
 
-_CAPTURED: list[Tensor] = []  # what a CUDA graph copies from at every replay
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return tensor
-    pinned = tensor.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _CAPTURED.append(pinned)
-    return pinned.to(device, non_blocking=True)
-
-
-def _padded_classes(
-    bank: KernelBank, n: int, h: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    return _padded(bank.kernel, bank.stride, bank.dilation, bank.transposed, n, h, device)
-
-
-@lru_cache(maxsize=64)
-def _padded(
-    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
-    n: int, h: int, device: torch.device,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    bank = KernelBank(torch.empty(1, 1, 1, *kernel), stride, dilation, transposed)
-    classes, taps = half_classes(bank), bank.filters.numel()
+def _classes(described: _Key) -> tuple[Tensor, ...]:
+    """Pad the classes of tap pairs to n × n, and their multiplicities to h."""
+    *geometry, n, h = described
+    classes = half_classes(KernelBank(torch.empty(1, 1, 1, *geometry[0]), *geometry[1:]))
+    taps = prod(geometry[0])
     pair_class = torch.full((n, n), classes.count, dtype=torch.int32)
     pair_class[:taps, :taps] = classes.pair_class.reshape(taps, taps)
     multiplicity = torch.zeros(h, dtype=torch.float64)
     multiplicity[: classes.count] = classes.multiplicity
-    return _send(pair_class, device), _send(multiplicity, device)
+    return pair_class, multiplicity
 
 
 def _power_of_2(number: int) -> int:
