@@ -33,7 +33,7 @@ AXES = {
     "epochs": ("06_convergence", (2, 3, 4, 5, 6)),
     "width": ("07_capacity", (4, 6, 8, 11, 16)),
 }
-COMPARED = ("none", "cosine", "data-aware")
+COMPARED = ("none", "data-aware")
 SEEDS = range(3)
 
 
