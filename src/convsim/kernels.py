@@ -157,12 +157,17 @@ class ConvLayer:
         return _recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
 
     def weight(self) -> Tensor:
-        """Read the weight that convolves: through a parametrization, or as forward makes it."""
+        """Read the weight that convolves: through a parametrization, or as forward makes it.
+
+        One that is sharded over processes (a DTensor, as under FSDP2) is gathered, on all of them;
+        gradients go back to the shards.
+        """
         if _recomputes_weight(self.module):
             return _weight_in_forward(self)
         module: Any = self.module
-        weight: Tensor = module.weight
-        return weight
+        weight: Any = module.weight
+        whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        return whole
 
     def set_weight(self, weight: Tensor) -> None:
         """Write the weight that convolves, through a parametrization's right inverse.
@@ -178,8 +183,13 @@ class ConvLayer:
                 "convolves, which cannot be written. Leave the layer out with layers=…."
             )
         if not self.parametrized:
+            own = module.weight
+            if hasattr(own, "full_tensor"):
+                from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - optional
+
+                weight = distribute_tensor(weight, own.device_mesh, own.placements)
             with torch.no_grad():
-                module.weight.copy_(weight)
+                own.copy_(weight)
             return
         try:
             module.weight = weight.to(module.weight.dtype)
