@@ -45,7 +45,8 @@ class Regularizer:
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None. With
             "auto" `backward_` weighs the penalty at every step so that the norm of its gradient is
-            3/10 of that of the loss' gradient, over all layers it acts on.
+            3/10 of that of the loss' gradient, over all layers it acts on. A start for a penalty
+            of unknown scale; the presets' own coefficients did better (experiments/05_accuracy).
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers frozen at this moment are left out.
 

@@ -129,9 +129,10 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
             list(summary.layers.values()), "o-", color=color, label=summary.method, markersize=4
         )
     _label(curves, "Held-out accuracy, %", "epoch")
-    curves.legend(frameon=False)
+    drawing.legend(*curves.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     _label(accuracies, "Test accuracy by seed, %", "")
-    accuracies.set_xticks(range(len(summaries)), [s.method for s in summaries], rotation=20)
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    accuracies.set_xticks(range(len(summaries)), [s.method for s in summaries], **slanted)
     accuracies.margins(x=0.2)
     _label(layers, "Feature-map similarity (mean |cosine|)", "convolution, from the input")
     names = list(summaries[0].layers)
@@ -140,7 +141,10 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
     return drawing
 
 
-_COLORS = ["#555555", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02"]
+_COLORS = [
+    "#555555", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#1f78b4",
+    "#a6761d", "#b2df8a", "#fb9a99", "#cab2d6",
+]  # fmt: skip
 
 
 def _label(axes: Axes, title: str, x: str) -> None:

@@ -41,9 +41,9 @@ PRESETS = {
     # that it can only be lowered by changing directions, and a mean, so that one coefficient serves
     # networks of any width and depth. Before there is an input, the kernels have to be enough.
     "recommended": Preset(
-        ExpectedSimilarity(), coefficient=3.0, initialization=ConvolutionalSimilarity()
+        ExpectedSimilarity(), coefficient=1.0, initialization=ConvolutionalSimilarity()
     ),
-    "data-aware": Preset(ExpectedSimilarity(), coefficient=3.0),
+    "data-aware": Preset(ExpectedSimilarity(), coefficient=1.0),
     # The kernels alone, whatever the input (experiments/00_first_comparison); then others of that
     # family: channels apart, and neighbours only.
     "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),
