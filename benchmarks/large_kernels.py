@@ -2,7 +2,7 @@
 
     python benchmarks/large_kernels.py [--device cuda]
 
-Times value + gradient of the recommended and the matched form on layers of 64 filters, dense and in
+Times value + gradient of the crossed and the matched form on layers of 64 filters, dense and in
 groups of four, by each means in turn, and appends every sample to results/large_kernels.jsonl.
 """
 

@@ -40,8 +40,11 @@ class ExpectedSimilarity(Penalty):
         samples: How many windows of a layer's input.
         centered: Whether the mean is taken out.
 
+    A layer that runs more than once counts as it ran last.
+
     Cost: samples·M·(C·n + M) multiplications, whatever the size of batch and maps; the windows,
-    samples·C·n numbers for each layer, are kept until the next forward pass.
+    samples·C·n numbers for each layer, are kept until the next forward pass. Where a batch has few
+    positions (late layers on small images) 1,024 windows are a large share of a layer's own work.
     """
 
     reduction: LayerReduction = "mean"
