@@ -10,6 +10,10 @@ from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
 from convsim.backends import compiled, eager, fused
 from convsim.backends.problem import Options, half_classes
 from convsim.kernels import kernel_bank
+from convsim.lab.datasets import load_dataset
+from convsim.lab.methods import METHODS
+from convsim.lab.runs import Recipe, Run
+from convsim.lab.training import train
 from convsim.similarity import bank_similarity
 
 OPTIONS = [
@@ -90,6 +94,20 @@ def test_equals_the_reference(backend, shape, stride, dilation, groups, transpos
         pytest.skip("not the kernels' own, or too slow in Triton's interpreter")
     for options in OPTIONS[::5] if backend == "fused" else OPTIONS:
         assert max(error_of(weight, options, **geometry)) < limit, options
+
+
+@pytest.fixture(scope="module")
+def trained():
+    digits = load_dataset("digits").subset(train=400, test=50)
+    recipe = Recipe(width=6, epochs=4, lr=0.2, measured_images=10)
+    return train(Run(METHODS["none"], 0, recipe, digits, test=False))[0]
+
+
+def test_equals_the_reference_on_trained_weights(backend, trained):
+    for layer in trained:
+        if isinstance(layer, nn.Conv2d):
+            for options in OPTIONS[::5]:
+                assert max(error_of(layer.weight.detach(), options)) < 1e-5, options
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
