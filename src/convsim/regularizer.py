@@ -176,9 +176,13 @@ class Regularizer:
         return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
 
     def _total(self, values: list[Tensor]) -> Tensor:
-        total = torch.stack([value.to(values[0].device) for value in values]).sum()
         coefficient = self._coefficient if self._auto else self.coefficient
-        return total * coefficient * self._layer_factor()
+        return self._reduced(values) * coefficient
+
+    def _reduced(self, values: list[Tensor]) -> Tensor:
+        """Put the layers together, without the coefficient."""
+        total = torch.stack([value.to(values[0].device) for value in values]).sum()
+        return total * self._layer_factor()
 
     def _maps_value(self, penalty: ActivationPenalty, name: str) -> Tensor:
         maps = self._maps.pop(name, [])
@@ -225,8 +229,7 @@ class Regularizer:
         if over_ranks:
             _average_over_ranks_(gradients)
         if self._auto:
-            total = torch.stack([value.to(values[0]) for value in values]).sum()
-            by = self._share(weights, gradients, total * self._layer_factor())
+            by = self._share(weights, gradients, self._reduced(values))
             gradients = [g if g is None else g * by.to(g) for g in gradients]
             self._coefficient = by / scale
         for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
