@@ -19,7 +19,7 @@ def hooks(model):
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-@pytest.mark.parametrize("penalty", ["recommended", "decov"])
+@pytest.mark.parametrize("penalty", ["recommended", "maps", "decov"])
 def test_hooks_go_with_the_regularizer(penalty):
     model = network()
     regularizer = Regularizer(model, penalty)
@@ -32,7 +32,7 @@ def test_hooks_go_with_the_regularizer(penalty):
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize("penalty", ["recommended", "decov"])
+@pytest.mark.parametrize("penalty", ["recommended", "maps", "decov"])
 def test_copies_are_not_watched(penalty):
     model = network()
     regularizer = Regularizer(model, penalty)

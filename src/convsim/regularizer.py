@@ -17,7 +17,7 @@ from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.watch import Watch
 from convsim.windows import sample_windows
 
-_AUTO_SHARE = 0.3
+_AUTO_SHARE = 0.05
 
 
 class Regularizer:
@@ -45,7 +45,7 @@ class Regularizer:
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None. With
             "auto" `backward_` weighs the penalty at every step so that the norm of its gradient is
-            3/10 of that of the loss' gradient, over all layers it acts on. A start for a penalty
+            1/20 of that of the loss' gradient, over all layers it acts on. A start for a penalty
             of unknown scale; the presets' own coefficients did better (experiments/05_accuracy).
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers frozen at this moment are left out.
@@ -54,8 +54,8 @@ class Regularizer:
         ConvsimError: If the model has no convolution, none is selected or trainable, one is lazy,
             or an option is unknown.
 
-    A penalty on feature maps ("decov") takes those of the forward passes since the last call, mean
-    over them, and only the first of the two lines serves it.
+    A penalty on feature maps ("maps", "decov") takes those of the forward passes since the last
+    call, mean over them, and only the first of the two lines serves it.
 
     Cost: the penalty's own, with no dependence on batch or image size: for the recommended one see
     `ExpectedSimilarity`; for the kernels-only forms one or two passes over the selected weights.

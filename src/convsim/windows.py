@@ -105,7 +105,7 @@ def _places(
         max(1, (len(table) - axis.dilation * (axis.kernel - 1) - 1) // axis.stride + 1)
         for axis, table in zip(axes, tables, strict=True)
     ]
-    rest = _spread(count, images * prod(lengths))
+    rest = spread(count, images * prod(lengths))
     positions: list[Tensor] = []
     for length in reversed(lengths):
         positions.insert(0, rest % length)
@@ -135,7 +135,7 @@ def _table(axis: _Axis) -> Tensor:
     return padded[0, 0].long()
 
 
-def _spread(count: int, total: int) -> Tensor:
+def spread(count: int, total: int) -> Tensor:
     """Choose `count` of `total` indices, or all, evenly and without a period."""
     if total <= 4 * count:
         count = min(count, total)

@@ -7,6 +7,7 @@ from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
 from convsim.penalties.expected_similarity import ExpectedSimilarity
+from convsim.penalties.map_similarity import MapSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
 from convsim.penalties.presets import PRESETS, Preset, preset
@@ -23,6 +24,7 @@ __all__ = [
     "DeCov",
     "DoubleSoftOrthogonality",
     "ExpectedSimilarity",
+    "MapSimilarity",
     "MutualCoherence",
     "OrthoReg",
     "Penalty",

@@ -9,7 +9,7 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.penalties.gram import off_diagonal
+from convsim.penalties.gram import squared_correlation
 from convsim.precision import full_precision
 from convsim.similarity import unit_filters
 
@@ -76,12 +76,7 @@ class ExpectedSimilarity(Penalty):
             if self.centered:  # before the product: small differences of large maps would be lost
                 x_GSR = x_GSR - x_GSR.double().mean(1, keepdim=True).to(x_GSR)
             f_GSM = x_GSR @ unit_filters(bank).flatten(2).mT
-            f_SM = f_GSM.transpose(0, 1).flatten(1)
-            norm_M = f_SM.square().sum(0)
-            live_M = norm_M > 0
-            f_SM = f_SM * live_M / norm_M.where(live_M, 1).sqrt()
-            maps = f_SM.shape[1]
-            return off_diagonal(f_SM.mT @ f_SM).square().sum() / max(1, maps * (maps - 1))
+            return squared_correlation(f_GSM.transpose(0, 1).flatten(1))
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the layer has two maps or more."""

@@ -33,6 +33,15 @@ def off_diagonal(values_GMM: Tensor) -> Tensor:
     return values_GMM - torch.diag_embed(values_GMM.diagonal(dim1=-2, dim2=-1))
 
 
+def squared_correlation(samples_SM: Tensor) -> Tensor:
+    """Average ρ_ij² over all pairs i ≠ j of columns; a column of zeros correlates with none."""
+    norm_M = samples_SM.square().sum(0)
+    live_M = norm_M > 0
+    unit_SM = samples_SM * live_M / norm_M.where(live_M, 1).sqrt()
+    maps = unit_SM.shape[1]
+    return off_diagonal(unit_SM.mT @ unit_SM).square().sum() / max(1, maps * (maps - 1))
+
+
 def less_identity(values_GMM: Tensor) -> Tensor:
     """Subtract the identity."""
     return values_GMM - torch.eye(values_GMM.shape[-1], dtype=values_GMM.dtype).to(values_GMM)

@@ -12,6 +12,7 @@ from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
 from convsim.penalties.expected_similarity import ExpectedSimilarity
+from convsim.penalties.map_similarity import MapSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
 from convsim.penalties.soft_orthogonality import SoftOrthogonality
@@ -44,6 +45,8 @@ PRESETS = {
         ExpectedSimilarity(), coefficient=1.0, initialization=ConvolutionalSimilarity()
     ),
     "data-aware": Preset(ExpectedSimilarity(), coefficient=1.0),
+    # The same on the maps themselves, so that earlier layers learn from it too.
+    "maps": Preset(MapSimilarity(), coefficient=1.0),
     # The kernels alone, whatever the input (experiments/00_first_comparison); then others of that
     # family: channels apart, and neighbours only.
     "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),

@@ -1,0 +1,46 @@
+"""The form on feature maps: the data-aware number, its gradient passed on to earlier layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from convsim.errors import ConvsimError
+from convsim.penalties.base import ActivationPenalty, LayerReduction
+from convsim.penalties.gram import squared_correlation
+from convsim.precision import full_precision
+from convsim.windows import spread
+
+
+@dataclass(frozen=True)
+class MapSimilarity(ActivationPenalty):
+    """Penalise the squared correlation of a layer's feature maps: mean over all pairs i ≠ j.
+
+    The number of `ExpectedSimilarity`, taken from the maps themselves. There the input of a layer
+    is given; here the gradient goes on through it, so earlier layers learn to send what later ones
+    can tell apart. Maps are taken as the convolution puts them out, before normalization and
+    activation; scale does not matter, unlike in DeCov (Cogswell et al. 2016).
+
+    Args:
+        samples: How many positions, over all images of the batch, spread evenly.
+
+    Cost: samples·M² multiplications, and the gradient of the maps is written once more.
+    """
+
+    reduction: LayerReduction = "mean"
+    samples: int = 4096
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samples, int) or self.samples < 2:
+            raise ConvsimError(f"samples must be an integer ≥ 2; got {self.samples!r}.")
+
+    def maps_value(self, maps: Tensor) -> Tensor:
+        """Compute the penalty of one layer's feature maps (N, M, …)."""
+        with full_precision(maps):
+            maps_NMP = maps.flatten(2)
+            images, _, positions = maps_NMP.shape
+            chosen = spread(self.samples, images * positions).to(maps.device)
+            samples_SM = maps_NMP[chosen // positions, :, chosen % positions]
+            samples_SM = samples_SM.double() if maps.dtype.itemsize == 8 else samples_SM.float()
+            return squared_correlation(samples_SM - samples_SM.double().mean(0).to(samples_SM))
