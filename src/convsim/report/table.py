@@ -22,7 +22,7 @@ NOTE = (
 _HEADER = (
     "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
 )  # fmt: skip
-_CLASSES = ("white", "common", "matched")
+CLASSES = ("white", "common", "matched")
 
 
 def report_table(report: RedundancyReport) -> Table:
@@ -36,9 +36,9 @@ def report_table(report: RedundancyReport) -> Table:
     header: tuple[str, ...] = _HEADER
     shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
     if any(shares):  # of the inputs' autocorrelation, by class
-        header += _CLASSES
+        header += CLASSES
         rows = [
-            row + tuple(_text(share[name] if share else math.nan) for name in _CLASSES)
+            row + tuple(_text(share[name] if share else math.nan) for name in CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
     return _table(title, header, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
