@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from convsim.errors import require
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +106,7 @@ def _signed(value: float) -> str:
 def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -> Table:
     rich_table, box, text = (require(f"rich.{name}", "report") for name in ("table", "box", "text"))
     table: Table = rich_table.Table(
-        title=text.Text(title),
+        title=text.Text(visible(title)),
         caption=text.Text(caption),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -115,5 +116,5 @@ def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(text.Text, row))
+        table.add_row(*(text.Text(visible(cell)) for cell in row))
     return table
