@@ -23,6 +23,7 @@ from convsim.probes import Probe, probes, watching
 from convsim.rank_correlation import rank_correlation
 from convsim.report.pictures import image_pictures, kernel_pictures, map_pictures
 from convsim.report.redundancy_report import (
+    HISTOGRAM_BINS,
     KernelRedundancy,
     LayerRedundancy,
     MapPair,
@@ -32,7 +33,6 @@ from convsim.report.redundancy_report import (
 from convsim.similarity import bank_matrix, can_vary
 
 _WORST = 8
-_BINS = 20
 _RANKED_PAIRS = 2**17
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -275,7 +275,7 @@ def _summarize(
         correlation=statistics.correlation() if statistics.pixels > 1 else math.nan,
         effective_rank=_effective_rank(statistics.signed_cosine()),
         dead=int((~statistics.live).sum()),
-        histogram=tuple(int(n) for n in torch.histc(defined, _BINS, 0, 1).tolist()),
+        histogram=tuple(int(n) for n in torch.histc(defined, HISTOGRAM_BINS, 0, 1).tolist()),
         worst=worst,
         matrix=matrix.float(),
         kernels=None

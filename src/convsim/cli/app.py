@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import convsim
-from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, out, progress_bar, talk
+from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, out, progress_bar, say
 from convsim.cli.measure import measure_command
 from convsim.cli.options import DATA, Activation, Model, Norm, Width
 from convsim.cli.study import study_command
@@ -23,11 +26,36 @@ from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare, summarize
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.methods import METHODS, Method, parse_method
-from convsim.lab.presentation import escape_markup, terminal_table, write_comparison
+from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
+from convsim.visible import visible
+
+
+class _Commands(TyperGroup):
+    """The commands; what they say of a wrong argument shows the argument as text."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _arguments_shown_as_text():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _arguments_shown_as_text():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _arguments_shown_as_text() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a ClickException, which typer keeps to itself
+            error.message = visible(error.message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Measure and reduce the redundancy of convolutional feature maps.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -209,7 +237,7 @@ def _compare(
 
         def report(run: Run, done: int, total: int) -> None:
             what = f"{run.method.name} {run.method.coefficient or ''} seed {run.seed}"
-            progress.update(task, completed=done, total=total, description=escape_markup(what))
+            progress.update(task, completed=done, total=total, description=what)
 
         records = compare(
             images, recipe, methods, seeds, folder,
@@ -228,17 +256,19 @@ def _compare(
     paths = write_comparison(summaries, title, details, folder)
     out.print(terminal_table(summaries, title))
     for path in [folder / "records.jsonl", *paths]:
-        talk.print(f"wrote {escape_markup(str(path))}")
+        say(f"wrote {path}")
 
 
 def run() -> None:
     """Run the command line; an expected error becomes one line on stderr and an exit code."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(message, head="Warning: ")
+            app()
     except (ConvsimError, OSError) as error:
-        talk.print(f"[bold red]Error:[/] {escape_markup(str(error))}")
+        say(error, head="Error: ")
         sys.exit(FAILED if isinstance(error, NonFiniteError) else MISUSED)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            talk.print("Stopped. Run the same command again to go on from the last epoch.")
+            say("Stopped. Run the same command again to go on from the last epoch.")
         raise

@@ -9,10 +9,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from convsim.lab.datasets.progress import Description
+from convsim.visible import visible
 
 FOUND, MISUSED, FAILED, INTERRUPTED = 1, 2, 3, 130
 
@@ -20,10 +23,15 @@ talk = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 120)
 
 
+def say(text: object, *, head: str = "") -> None:
+    """Print one line on stderr, whatever is in it, after a head in bold red."""
+    talk.print(Text.assemble((head, "bold red"), visible(str(text).replace("\n", " "))))
+
+
 def progress_bar() -> Progress:
     """Make a progress bar on stderr."""
     return Progress(
-        TextColumn("{task.description}"),
+        Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

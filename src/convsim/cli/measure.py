@@ -10,15 +10,16 @@ from typing import Annotated
 import torch
 import typer
 
-from convsim.cli.console import FOUND, out, progress_bar, talk
+from convsim.cli.console import FOUND, out, progress_bar, say
 from convsim.cli.options import DATA, MODEL, Activation, Norm, Width
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import load_dataset
 from convsim.lab.measuring import measure_on
 from convsim.lab.models import build_model
-from convsim.lab.presentation import escape_markup
 from convsim.lab.weights import load_weights
 from convsim.report import RedundancyReport
+
+_MOST_BYTES = 2**30
 
 
 def measure_command(
@@ -116,7 +117,7 @@ def measure_command(
         out.print(shown)
     for path in filter(None, (html, json)):
         if str(path) != "-":
-            talk.print(f"wrote {escape_markup(str(path))}")
+            say(f"wrote {path}")
     if max_similarity is not None:
         _judge(report, max_similarity)
 
@@ -133,15 +134,16 @@ def _judge(report: RedundancyReport, most: float) -> None:
     defined = [layer for layer in report.layers if not math.isnan(layer.similarity)]
     worst = sorted(defined, key=lambda layer: -layer.similarity)[:3]
     named = ", ".join(f"{layer.name} {layer.similarity:.3f}" for layer in worst)
-    talk.print(
-        f"Similarity {report.similarity:.3f} is above {most:g}. The layers most alike: "
-        f"{escape_markup(named)}."
-    )
+    say(f"Similarity {report.similarity:.3f} is above {most:g}. The layers most alike: {named}.")
     raise typer.Exit(FOUND)
 
 
 def _read(path: Path) -> RedundancyReport:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ConvsimError(f"{path}: a report has at most {_MOST_BYTES} bytes. Measure again.")
     try:
-        return RedundancyReport.from_json(path.read_text(encoding="utf-8"))
+        return RedundancyReport.from_json(content.decode())
     except (ConvsimError, UnicodeDecodeError) as error:
         raise ConvsimError(f"{path}: {error}") from error

@@ -9,8 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from convsim.cli.console import out, progress_bar, talk
-from convsim.lab.presentation import escape_markup
+from convsim.cli.console import out, progress_bar, say
+from convsim.lab.presentation import as_text
 from convsim.lab.studies import STUDIES, run_study
 
 Name = Literal["orthogonality", "similarity", "pairs"]
@@ -44,7 +44,7 @@ def study_command(
     for heading, _, _ in study.columns:
         table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape_markup, study.cells(row)))
+        table.add_row(*map(as_text, study.cells(row)))
     out.print(table)
     for written in ("records.jsonl", "table.md", "figure.png"):
-        talk.print(f"wrote {escape_markup(str(folder / written))}")
+        say(f"wrote {folder / written}")

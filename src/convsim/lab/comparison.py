@@ -17,7 +17,13 @@ from scipy.stats import t as student
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Coefficient, Method
-from convsim.lab.records import Record, append_record, environment, read_records
+from convsim.lab.records import (
+    Record,
+    append_record,
+    environment,
+    read_records,
+    telling_damage,
+)
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 
@@ -105,7 +111,8 @@ Candidate = tuple[Method, Recipe]
 
 def _score(runs: Sequence[Run], done: dict[str, Record]) -> float:
     """Average the final accuracy on the held-out share."""
-    return fmean(done[run.key]["result"]["validation_accuracy"][-1] for run in runs)
+    with telling_damage("the tuning runs"):
+        return fmean(done[run.key]["result"]["validation_accuracy"][-1] for run in runs)
 
 
 def run_all(
@@ -265,11 +272,12 @@ class Summary:
     layers: dict[str, float]
 
 
+@telling_damage("the comparison")
 def summarize(records: Sequence[Record]) -> list[Summary]:
     """Summarize the records of a comparison, the control's first.
 
     Raises:
-        ConvsimError: If the methods do not share their seeds.
+        ConvsimError: If the methods do not share their seeds, or a record is damaged.
     """
     by_method: dict[str, dict[int, Record]] = {}
     for record in records:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from convsim.lab.comparison import Estimate, Summary
 from convsim.lab.methods import Coefficient
+from convsim.report.page import content_policy, source_hash
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +79,7 @@ def _half(width: float, digits: int) -> str:
 def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
     """Lay a comparison out for the terminal."""
     table = Table(
-        title=escape_markup(title),
+        title=as_text(title),
         caption=NOTE,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -86,13 +89,13 @@ def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
     for i, name in enumerate(HEADER):
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows(summaries):
-        table.add_row(*map(escape_markup, row))
+        table.add_row(*map(as_text, row))
     return table
 
 
-def escape_markup(text: str) -> str:
-    """Keep brackets in a name from being read as rich's markup."""
-    return text.replace("[", r"\[")
+def as_text(text: str) -> Text:
+    """Keep a name from being read as rich's markup, or obeyed by the terminal."""
+    return Text(visible(text))
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
@@ -106,7 +109,7 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
     drawing = Figure(figsize=(12, 3.8), layout="constrained")
-    drawing.suptitle(title)
+    drawing.suptitle(title, parse_math=False)
     curves, accuracies, layers = drawing.subplots(1, 3)
     colors = dict(zip((s.method for s in summaries), _COLORS * len(summaries), strict=False))
     for position, summary in enumerate(summaries):
@@ -154,6 +157,20 @@ def _label(axes: Axes, title: str, x: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem;
+  padding: 0 1rem; color: #222; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+img { width: 100%; min-width: 40rem; }
+p { color: #555; font-size: .9rem; }
+"""
+
+
 def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
     """Put table and figure on one page that needs nothing else and asks no network for anything."""
     image = io.BytesIO()
@@ -163,24 +180,13 @@ def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
     cells = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body
     )
+    policy = content_policy("img-src data:", f"style-src '{source_hash(_STYLE)}'")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{escape(title)}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem;
-  padding: 0 1rem; color: #222; }}
-div {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ padding: .4rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }}
-th {{ white-space: normal; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
-img {{ width: 100%; min-width: 40rem; }}
-p {{ color: #555; font-size: .9rem; }}
-</style></head><body>
+<style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <div><table><thead><tr>{"".join(f"<th>{escape(name)}</th>" for name in head)}</tr></thead>
 <tbody>{cells}</tbody></table></div>
@@ -196,6 +202,7 @@ def write_comparison(
     summaries: Sequence[Summary], title: str, details: str, folder: Path
 ) -> list[Path]:
     """Write comparison.png, .md and .html into a folder and return their paths."""
+    title, details = visible(title), visible(details)
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "comparison.png"
     figure(summaries, title).savefig(picture, dpi=150)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 import convsim
+from convsim import strict_json
 from convsim.errors import ConvsimError
 
 Record = dict[str, Any]
@@ -54,23 +57,48 @@ def read_records(path: Path) -> list[Record]:
     """Read all whole records; a last line cut off by a kill is left out.
 
     Raises:
-        ConvsimError: If a whole line is not a JSON object; names the line.
+        ConvsimError: If a whole line is not a JSON object in UTF-8 with a finite number wherever it
+            has one, or the key of a record is not that of its configuration; names the line.
     """
     if not path.exists():
         return []
-    *lines, _cut_off = path.read_text(encoding="utf-8").split("\n")
+    *lines, _cut_off = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
+            record = strict_json.loads(line)
+        except ValueError as error:
+            raise _no_record(path, number, str(error)) from error
         if not isinstance(record, dict):
-            raise ConvsimError(
-                f"{path}, line {number}: not a record. Restore the file or delete that line."
-            )
+            raise _no_record(path, number, "no JSON object")
+        if "key" in record and record["key"] != record_key(record.get("configuration", {})):
+            raise _no_record(path, number, "its key is not that of its configuration")
         records.append(record)
     return records
+
+
+def _no_record(path: Path, line: int, reason: str) -> ConvsimError:
+    return ConvsimError(
+        f"{path}, line {line}: not a record ({reason}). Restore the file or delete that line."
+    )
+
+
+@contextlib.contextmanager
+def telling_damage(where: object) -> Iterator[None]:
+    """Name the place of records whose results are not what a run writes.
+
+    Raises:
+        ConvsimError: In place of the errors that reading such a result makes.
+    """
+    try:
+        yield
+    except ConvsimError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ConvsimError(
+            f"A record of {where} is damaged ({type(error).__name__}: {error}). Restore the file, "
+            "or delete that line to run it again."
+        ) from error
 
 
 def environment() -> Record:

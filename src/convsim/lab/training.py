@@ -25,10 +25,14 @@ from convsim.lab.classifier import Classifier, accuracy, in_order
 from convsim.lab.models import build_model
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Run
+from convsim.lab.weights import read_checkpoint
 from convsim.redundancy import measure
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each epoch with its number from 1, how many there are, and its scores."""
+
+
+_SCORES = ("accuracy", "train_loss", "seconds")
 
 
 class _ShuffledBatches(Sampler[list[int]]):
@@ -57,6 +61,7 @@ class _Bookkeeping(Callback):
         self.run, self.folder, self.progress = run, folder, progress
         self.curve: list[dict[str, float]] = []
         self.started = 0.0
+        self.steps = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
@@ -66,6 +71,9 @@ class _Bookkeeping(Callback):
     ) -> None:
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
             torch.manual_seed(self.run.seed * 1_000_003 + trainer.current_epoch)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -98,7 +106,7 @@ def train(
         the settings read back from the live objects, and the environment.
 
     Raises:
-        ConvsimError: If the folder's checkpoint belongs to another configuration or is corrupt.
+        ConvsimError: If the folder's checkpoint belongs to another configuration or is damaged.
         NonFiniteError: If the loss stops being finite; the last good checkpoint stays.
     """
     recipe, method = run.recipe, run.method
@@ -134,19 +142,28 @@ def train(
             logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.fit(
-            classifier,
-            DataLoader(
-                TensorDataset(split.train_images, split.train_labels),
-                sampler=batches, batch_size=None,
-            ),
-            in_order(split.test_images, split.test_labels),
-            ckpt_path=checkpoint if finished else None,
-            weights_only=True,
-        )  # fmt: skip
+        try:
+            trainer.fit(
+                classifier,
+                DataLoader(
+                    TensorDataset(split.train_images, split.train_labels),
+                    sampler=batches, batch_size=None,
+                ),
+                in_order(split.test_images, split.test_labels),
+                ckpt_path=checkpoint if finished else None,
+                weights_only=True,
+            )  # fmt: skip
+        except ConvsimError:
+            raise
+        except Exception as error:
+            if checkpoint is None or not finished or bookkeeping.steps:
+                raise  # it is not the checkpoint's fault
+            raise _damaged(checkpoint, error) from error
+    curve = bookkeeping.curve
+    if checkpoint is not None and finished and len(curve) != recipe.epochs:
+        raise _damaged(checkpoint, ValueError("more or fewer epochs than it says"))
     classifier.eval()
 
-    curve = bookkeeping.curve
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
         "train_loss": [scores["train_loss"] for scores in curve],
@@ -199,20 +216,25 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
 def _finished_epochs(path: Path, run: Run) -> int:
     """Count the epochs of a run's checkpoint, refusing one of another run."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        bookkeeping = state["callbacks"][_Bookkeeping.__qualname__]
-        found, finished = bookkeeping["key"], len(bookkeeping["curve"])
+        bookkeeping = read_checkpoint(path)["callbacks"][_Bookkeeping.__qualname__]
+        found, curve = bookkeeping["key"], bookkeeping["curve"]
+        for scores in curve:
+            math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
     except Exception as error:
-        raise ConvsimError(
-            f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
-            f"{error}). Delete it to start this run anew."
-        ) from error
+        raise _damaged(path, error) from error
     if found != run.key:
         raise ConvsimError(
             f"{path} belongs to a run with another configuration ({found}, not {run.key}). Resume "
             "with the options it was started with, or choose another folder."
         )
-    return finished
+    return len(curve)
+
+
+def _damaged(path: Path, error: Exception) -> ConvsimError:
+    return ConvsimError(
+        f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
+        f"{error}). Delete it to start this run anew."
+    )
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsim import strict_json
 from convsim.errors import DataError
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
+# What a few bytes of a pickle could fill any memory with. Tensors and plain values need neither.
+_HUNGRY = (b"\nbytearray\n", b"_codecs\nencode\n")
 _PREFIXES = ("", "module.", "model.", "_orig_mod.", "model._orig_mod.", "module.model.")
 
 
@@ -26,8 +31,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
             dropped, and with it the entries that lack it.
 
     Raises:
-        DataError: If the file is missing or unreadable, would run code when loaded, or holds other
-            names or shapes than the model; the model is then as it was.
+        DataError: If the file is missing, damaged or unreadable, would run code when loaded, or
+            holds other names, shapes or kinds of numbers than the model; the model is then as it
+            was.
     """
     tensors = _read(path)
     wanted = model.state_dict()
@@ -46,6 +52,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "that the model has not. Give the model's own options, such as --classes or --width."
         )
     for name, value in wanted.items():
+        if not _fits(stripped[name], value):
+            raise DataError(
+                f"{path}: {name!r} must be a dense tensor of {value.dtype} or the like, as the "
+                f"model's; it is {stripped[name].dtype}, {stripped[name].layout}, on "
+                f"{stripped[name].device}. Save the model's own state dict."
+            )
         if stripped[name].shape != value.shape:
             raise DataError(
                 f"{path}: {name!r} has shape {tuple(stripped[name].shape)}, the model's "
@@ -54,25 +66,65 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(stripped)
 
 
+def read_checkpoint(path: Path) -> Any:
+    """Read tensors and plain values from a file of ``torch.save``.
+
+    ``torch.load`` alone would run no code either, but looks at no checksum, and lets a small file
+    ask for any amount of memory.
+
+    Raises:
+        Exception: Of many kinds, if the file is damaged or holds anything else.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if any(content.find(name) >= 0 for name in _HUNGRY):
+            raise ValueError("neither tensors nor plain values")
+        is_zip, size = content[:4] == b"PK\3\4", len(content)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise ValueError("compressed records, which torch.save does not write")
+            names = {record.filename for record in records}
+            if len(names) < len(records) or sum(record.file_size for record in records) > size:
+                raise ValueError("records that come twice or overlap")
+            if spoiled := archive.testzip():
+                raise ValueError(f"a wrong checksum of {spoiled!r}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # noqa: PLC0415 - needs the lab extra
+
+    tensors = load_file(path)
+    with path.open("rb") as file:  # of a name that comes twice, the last would win
+        strict_json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return tensors
+
+
+def _fits(value: Tensor, wanted: Tensor) -> bool:
+    """Tell whether a tensor can be copied without losing what it means."""
+    kinds = [(x.dtype.is_floating_point, x.dtype.is_complex) for x in (value, wanted)]
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+    return plain and value.device.type == "cpu" and kinds[0] == kinds[1]
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"There is no weights file {str(path)!r}. Check the path.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415 - needs the lab extra
-
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content = (_read_safetensors if path.suffix == ".safetensors" else read_checkpoint)(path)
     except Exception as error:
         raise DataError(
             f"{path} cannot be read as weights alone ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}). Save the state "
-            "dict with safetensors.torch.save_file."
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}). Copy it again, "
+            "or save the state dict with safetensors.torch.save_file."
         ) from error
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise DataError(f"{path} holds no state dict: save model.state_dict().")
     return dict(content)
 

@@ -9,6 +9,7 @@ import torch
 
 from convsim.errors import require
 from convsim.report.heat_map import similarity_order
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def report_figure(report: RedundancyReport, before: RedundancyReport | None = No
     drawing: Figure = require("matplotlib.figure", "report").Figure(
         figsize=(12, 4), layout="constrained"
     )
-    drawing.suptitle(f"{report.model}, {report.images:,} images")
+    drawing.suptitle(f"{visible(report.model)}, {report.images:,} images", parse_math=False)
     names = [layer.name for layer in report.layers]
     place = {name: i for i, name in enumerate(names)}
     for axes, quantity in zip(drawing.subplots(1, 2), ("similarity", "correlation"), strict=True):
@@ -41,7 +42,8 @@ def report_figure(report: RedundancyReport, before: RedundancyReport | None = No
         _label(axes, f"Feature-map {quantity} (mean |cosine| of pairs)", "layer, from the input")
         axes.set_ylim(bottom=0)
         if len(names) <= _FEW:
-            axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+            slanted = {"rotation": 60, "ha": "right", "fontsize": 8, "parse_math": False}
+            axes.set_xticks(range(len(names)), list(map(visible, names)), **slanted)
         if before is not None:
             axes.legend(frameon=False)
     return drawing
@@ -53,7 +55,8 @@ def layer_figure(layer: LayerRedundancy) -> Figure:
         figsize=(9, 4), layout="constrained"
     )
     value = "undefined" if math.isnan(layer.similarity) else f"{layer.similarity:.3f}"
-    drawing.suptitle(f"{layer.name}: {layer.filters} maps, similarity {value}")
+    title = f"{visible(layer.name)}: {layer.filters} maps, similarity {value}"
+    drawing.suptitle(title, parse_math=False)
     heat, bars = drawing.subplots(1, 2)
     order = torch.tensor(similarity_order(layer.matrix))
     picture = heat.imshow(layer.matrix[order][:, order].numpy(), vmin=0, vmax=1, cmap="viridis")

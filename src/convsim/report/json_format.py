@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 import convsim
+from convsim import strict_json
 from convsim.errors import ConvsimError
 from convsim.report.redundancy_report import (
+    HISTOGRAM_BINS,
     KernelRedundancy,
     LayerRedundancy,
     MapPair,
     Pictures,
     RedundancyReport,
 )
+from convsim.report.table import CLASSES
 
 SCHEMA = 1
-_DTYPES = {
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
-_MOST_BYTES = 2**31
+_MOST_BYTES = 2**32
+"""Of all tensors together, as they are in memory; ResNet-152's matrices take 0.6 GB."""
+_MOST = 1e30
+"""Of a number, so that no mean of them overflows."""
 
 Object = dict[str, Any]
 
@@ -56,11 +56,12 @@ def to_json(report: RedundancyReport) -> str:
 def from_json(text: str) -> RedundancyReport:
     """Read a report, refusing what is none with an error that says why."""
     try:
-        content = json.loads(text)
+        content = strict_json.loads(text)
         schema = content["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConvsimError(
-            f"This is no report of convsim ({type(error).__name__}: {error})."
+            f"This is no report of convsim ({type(error).__name__}: {error}). Give a file that "
+            "convsim measure --json wrote."
         ) from error
     if schema != SCHEMA:
         raise ConvsimError(
@@ -68,13 +69,15 @@ def from_json(text: str) -> RedundancyReport:
             "Measure again, or read it with the version that wrote it."
         )
     try:
-        return RedundancyReport(
-            model=_is(content["model"], str),
-            images=_is(content["images"], int),
-            layers=tuple(_layer_from_json(layer) for layer in content["layers"]),
-            examples=_tensor_from_json(content["examples"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        return _Reader().report(content)
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        zlib.error,
+    ) as error:
         raise ConvsimError(
             f"The report is damaged ({type(error).__name__}: {error}). Measure again."
         ) from error
@@ -116,61 +119,9 @@ _KERNEL_NUMBERS = (
 )  # fmt: skip
 
 
-def _layer_from_json(content: Object) -> LayerRedundancy:
-    kernels, pictures = content["kernels"], content["pictures"]
-    filters = _is(content["filters"], int)
-    return LayerRedundancy(
-        name=_is(content["name"], str),
-        kind=_is(content["kind"], str),
-        filters=filters,
-        pixels=_is(content["pixels"], int),
-        similarity=_float(content["similarity"]),
-        correlation=_float(content["correlation"]),
-        effective_rank=_float(content["effective_rank"]),
-        dead=_is(content["dead"], int),
-        histogram=tuple(_is(count, int) for count in content["histogram"]),
-        worst=tuple(
-            MapPair(
-                _is(pair["first"], int),
-                _is(pair["second"], int),
-                *(_float(pair[name]) for name in _PAIR_NUMBERS),
-            )
-            for pair in content["worst"]
-        ),
-        matrix=_triangle_from_json(content["matrix"], filters),
-        kernels=None if kernels is None else KernelRedundancy(
-            groups=_is(kernels["groups"], int),
-            norms=_tensor_from_json(kernels["norms"]),
-            cosine=_triangle_from_json(kernels["cosine"], filters),
-            similarity=_triangle_from_json(kernels["similarity"], filters),
-            **_floats(kernels),
-            energy=None if kernels["energy"] is None else {
-                _is(name, str): _float(share) for name, share in kernels["energy"].items()
-            },
-        ),
-        pictures=None if pictures is None else Pictures(
-            _tensor_from_json(pictures["maps"]), _tensor_from_json(pictures["kernels"])
-        ),
-    )  # fmt: skip
-
-
 def _number(value: float) -> float | None:
     """JSON has no NaN: an undefined value is null."""
     return None if math.isnan(value) else value
-
-
-def _floats(kernels: Object) -> Object:
-    return {name: _float(kernels[name]) for name in _KERNEL_NUMBERS}
-
-
-def _float(value: Any) -> float:
-    return math.nan if value is None else float(_is(value, int | float))
-
-
-def _is(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.80} where a {kind} belongs")
-    return value
 
 
 def _tensor_to_json(tensor: Tensor) -> Object:
@@ -183,24 +134,6 @@ def _tensor_to_json(tensor: Tensor) -> Object:
     }
 
 
-def _tensor_from_json(content: Object) -> Tensor:
-    dtype, shape = _DTYPES[content["dtype"]], [_is(n, int) for n in content["shape"]]
-    size = math.prod(shape) * dtype.itemsize
-    if not 0 <= size <= _MOST_BYTES or any(n < 0 for n in shape):
-        raise ValueError(f"a tensor of shape {shape}")
-    data = zlib.decompressobj().decompress(
-        base64.b64decode(content["zlib"], validate=True), size + 1
-    )
-    if len(data) != size:
-        raise ValueError(f"a tensor of shape {shape} that holds {len(data)} bytes")
-    if not size:
-        return torch.empty(shape, dtype=dtype)
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, dtype.itemsize)
-    if sys.byteorder == "big":
-        values = values.flip(1)
-    return values.contiguous().view(dtype).reshape(shape)
-
-
 def _triangle_to_json(matrix: Tensor) -> Object:
     """Keep the upper triangle of a symmetric matrix, row by row with its diagonal."""
     upper = torch.triu_indices(*matrix.shape)
@@ -208,12 +141,126 @@ def _triangle_to_json(matrix: Tensor) -> Object:
     return _tensor_to_json(values.masked_fill(values.isnan(), math.nan))  # one NaN of the many
 
 
-def _triangle_from_json(content: Object, size: int) -> Tensor:
-    values = _tensor_from_json(content).float()
-    if len(values) != size * (size + 1) // 2:
-        raise ValueError(f"{len(values)} numbers for the pairs of {size} filters")
-    matrix = torch.zeros(size, size)
-    upper = torch.triu_indices(size, size)
-    matrix[upper[0], upper[1]] = values
-    matrix[upper[1], upper[0]] = values
-    return matrix
+class _Reader:
+    """Read a report of which nothing is taken for granted: kinds, ranges, shapes, total size."""
+
+    def __init__(self) -> None:
+        self.bytes_left = _MOST_BYTES
+
+    def report(self, content: Object) -> RedundancyReport:
+        layers = tuple(map(self.layer, content["layers"]))
+        if not layers or len({layer.name for layer in layers}) < len(layers):
+            raise ValueError("no layers, or two of one name")
+        return RedundancyReport(
+            model=_text(content["model"]),
+            images=_count(content["images"]),
+            layers=layers,
+            examples=self.tensor(content["examples"], torch.uint8, (None,) * 4),
+        )
+
+    def layer(self, content: Object) -> LayerRedundancy:
+        filters = _count(content["filters"])
+        worst = tuple(_pair(pair, filters) for pair in content["worst"])
+        histogram = tuple(map(_count, content["histogram"]))
+        if len(histogram) != HISTOGRAM_BINS:
+            raise ValueError(f"a histogram of {len(histogram)} counts")
+        kernels, pictures = content["kernels"], content["pictures"]
+        return LayerRedundancy(
+            name=_text(content["name"]),
+            kind=_text(content["kind"]),
+            filters=filters,
+            pixels=_count(content["pixels"]),
+            similarity=_float(content["similarity"]),
+            correlation=_float(content["correlation"]),
+            effective_rank=_float(content["effective_rank"]),
+            dead=_count(content["dead"]),
+            histogram=histogram,
+            worst=worst,
+            matrix=self.triangle(content["matrix"], filters),
+            kernels=None if kernels is None else self.kernels(kernels, filters),
+            pictures=None if pictures is None else Pictures(
+                self.tensor(pictures["maps"], torch.uint8, (None, len(worst), 2, None, None)),
+                self.tensor(pictures["kernels"], torch.int8, (None, 2, None, None, None)),
+            ),
+        )  # fmt: skip
+
+    def kernels(self, content: Object, filters: int) -> KernelRedundancy:
+        energy = content["energy"]
+        numbers: Object = {name: _float(content[name]) for name in _KERNEL_NUMBERS}
+        return KernelRedundancy(
+            groups=_count(content["groups"]),
+            norms=self.tensor(content["norms"], torch.float32, (filters,)),
+            cosine=self.triangle(content["cosine"], filters),
+            similarity=self.triangle(content["similarity"], filters),
+            **numbers,
+            energy=None if energy is None else {name: _float(energy[name]) for name in CLASSES},
+        )
+
+    def triangle(self, content: Object, size: int) -> Tensor:
+        self.take(4 * size**2)
+        values = self.tensor(content, torch.float16, (size * (size + 1) // 2,)).float()
+        if values.isinf().any():
+            raise ValueError("an infinite number")
+        matrix = torch.zeros(size, size)
+        upper = torch.triu_indices(size, size)
+        matrix[upper[0], upper[1]] = values
+        matrix[upper[1], upper[0]] = values
+        return matrix
+
+    def tensor(self, content: Object, dtype: torch.dtype, wanted: tuple[int | None, ...]) -> Tensor:
+        """Read a tensor of a certain type and shape, None standing for any size."""
+        shape = tuple(map(_count, content["shape"]))
+        fits = len(shape) == len(wanted) and all(
+            want in (None, size) for size, want in zip(shape, wanted, strict=True)
+        )
+        if content["dtype"] != str(dtype).removeprefix("torch.") or not fits:
+            raise ValueError(f"a tensor of shape {shape} and {content['dtype']!r:.80}")
+        size = math.prod(shape) * dtype.itemsize
+        self.take(max(size, *shape))
+        packed = base64.b64decode(content["zlib"], validate=True)
+        stream = zlib.decompressobj()
+        data = stream.decompress(packed, size + 1)
+        if len(data) != size or not stream.eof or stream.unused_data:
+            raise ValueError(f"a tensor of shape {shape} that holds other than {size} bytes")
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        values = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, dtype.itemsize)
+        if sys.byteorder == "big":
+            values = values.flip(1)
+        return values.contiguous().view(dtype).reshape(shape)
+
+    def take(self, size: int) -> None:
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise ValueError(f"tensors of more than {_MOST_BYTES} bytes")
+
+
+def _pair(content: Object, filters: int) -> MapPair:
+    first, second = _count(content["first"]), _count(content["second"])
+    if not first < second < filters:
+        raise ValueError(f"a pair {first}, {second} of {filters} filters")
+    return MapPair(first, second, *(_float(content[name]) for name in _PAIR_NUMBERS))
+
+
+def _float(value: Any) -> float:
+    number = math.nan if value is None else float(_is(value, int | float))
+    if abs(number) > _MOST:
+        raise ValueError(f"{number:g}, beyond {_MOST:g}")
+    return number
+
+
+def _count(value: Any) -> int:
+    if _is(value, int) < 0:
+        raise ValueError(f"{value:.20} where a count belongs")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    _is(value, str).encode()  # a lone surrogate fits in no file
+    return str(value)
+
+
+def _is(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.80} where a {kind} belongs")
+    return value

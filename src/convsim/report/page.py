@@ -16,6 +16,7 @@ from torch import Tensor
 
 import convsim
 from convsim.report.heat_map import binned, similarity_order
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
@@ -47,12 +48,11 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
         layer.name: similarity_order(layer.matrix.nan_to_num())
         for layer in (*(before.layers if before else ()), *report.layers)
     }
-    title = f"Redundancy of {report.model}"
+    title = f"Redundancy of {visible(report.model)}"
     reports = [_report(each, orders) for each in (before, report) if each is not None]
     data = json.dumps({"convsim": convsim.__version__, "reports": reports}, allow_nan=False)
-    policy = (
-        f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; "
-        f"style-src '{_hash(style)}'"
+    policy = content_policy(
+        f"script-src '{source_hash(script)}'", f"style-src '{source_hash(style)}'"
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -68,13 +68,19 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
 """
 
 
-def _hash(text: str) -> str:
+def content_policy(*sources: str) -> str:
+    """Allow a page these sources and nothing else."""
+    return "; ".join(("default-src 'none'", "base-uri 'none'", "form-action 'none'", *sources))
+
+
+def source_hash(text: str) -> str:
+    """Name a script or a style by its content, as a policy does."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _report(report: RedundancyReport, orders: dict[str, list[int]]) -> dict[str, Any]:
     return {
-        "model": report.model,
+        "model": visible(report.model),
         "images": report.images,
         "similarity": _number(report.similarity),
         "ranks": [
@@ -100,7 +106,9 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
     if kernels is not None:
         matrices |= {"cosine": kernels.cosine, "similarity": kernels.similarity}
     content: dict[str, Any] = {
-        **{name: getattr(layer, name) for name in ("name", "kind", "filters", "dead", "histogram")},
+        **{name: getattr(layer, name) for name in ("filters", "dead", "histogram")},
+        "name": visible(layer.name),
+        "kind": visible(layer.kind),
         **{
             name: _number(getattr(layer, name))
             for name in ("similarity", "correlation", "effective_rank")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+HISTOGRAM_BINS = 20
+
 
 @dataclass(frozen=True)
 class MapPair:

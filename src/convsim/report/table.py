@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from convsim.errors import require
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,7 @@ NOTE = (
 _HEADER = (
     "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
 )  # fmt: skip
-_CLASSES = ("white", "common", "matched")
+CLASSES = ("white", "common", "matched")
 
 
 def report_table(report: RedundancyReport) -> Table:
@@ -36,9 +37,9 @@ def report_table(report: RedundancyReport) -> Table:
     header: tuple[str, ...] = _HEADER
     shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
     if any(shares):  # of the inputs' autocorrelation, by class
-        header += _CLASSES
+        header += CLASSES
         rows = [
-            row + tuple(_text(share[name] if share else math.nan) for name in _CLASSES)
+            row + tuple(_text(share[name] if share else math.nan) for name in CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
     return _table(title, header, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
@@ -105,7 +106,7 @@ def _signed(value: float) -> str:
 def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -> Table:
     rich_table, box, text = (require(f"rich.{name}", "report") for name in ("table", "box", "text"))
     table: Table = rich_table.Table(
-        title=text.Text(title),
+        title=text.Text(visible(title)),
         caption=text.Text(caption),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -115,5 +116,5 @@ def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(text.Text, row))
+        table.add_row(*(text.Text(visible(cell)) for cell in row))
     return table

@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import hashlib
 import lzma
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +19,10 @@ from rich.progress import Progress
 from convsim.errors import DataError
 
 MAX_MEMBER_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**20
+"""What tarfile may read before a member: its header, and extensions that hold a long name."""
+MAX_RATIO = 100
+"""How many times its own size an archive may unpack to, beyond one member; images: about once."""
 
 _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -30,6 +33,7 @@ _CORRUPT = (
     tarfile.TarError,
     EOFError,
     OSError,
+    MemoryError,
     lzma.LZMAError,
     zlib.error,
     ValueError,
@@ -63,42 +67,48 @@ def read_tar(
         max_member_bytes: Size above which a member is refused.
 
     Raises:
-        DataError: If the archive is corrupt or truncated, or has a link, a device, an absolute
-            name, a ``..`` in a name, or a member that is too large.
+        DataError: If the archive is corrupt or truncated, unpacks to more than ``MAX_RATIO`` times
+            its size, or has a link, a device, an absolute name, a ``..`` in a name, or a member
+            that is too large.
     """
     with _readable(path), path.open("rb") as file:
         head = file.read(8)
         opener = next((f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic)), None)
-        if opener is None:
-            _check_end_mark(file, path)
         file.seek(0)
-        raw = cast(
-            IO[bytes],
-            bar.wrap_file(file, total=path.stat().st_size, description=f"Reading {path.name}"),
-        )
-        stream = _BoundedReads(opener(raw) if opener else raw, max_member_bytes, path)
-        yield from _members(stream, path, max_member_bytes)
+        size = path.stat().st_size
+        raw = cast(IO[bytes], bar.wrap_file(file, total=size, description=f"Reading {path.name}"))
+        stream = _BoundedReads(opener(raw) if opener else raw, path)
+        yield from _members(stream, path, max_member_bytes, MAX_RATIO * size + max_member_bytes)
 
 
-def _members(stream: _BoundedReads, path: Path, limit: int) -> Iterator[Entry]:
+def _members(stream: _BoundedReads, path: Path, limit: int, most: int) -> Iterator[Entry]:
+    stream.allow(MAX_HEADER_BYTES)
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
-        for member in tar:
+        while member := tar.next():
+            # It would keep them all, and a million small members fill the memory.
+            tar.members = []  # type: ignore[attr-defined]
             name = PurePosixPath(member.name)
-            _check_member(member, name, path, limit)
+            _check_member(member, name, path, limit, most)
+            stream.allow(member.size)
             yield Entry(name, member.isdir(), lambda m=member: _read(tar, m, path))  # type: ignore[misc]
-    # Compressed formats keep their checksum at the very end, behind the padding.
-    if len(stream.read(limit)) == limit:
+            stream.allow(MAX_HEADER_BYTES)
+    # tarfile takes a header it cannot read for the end. Compressed formats keep their checksum at
+    # the very end, behind the padding.
+    stream.allow(limit)
+    if not stream.last or any(stream.last) or any(rest := stream.read(limit)) or len(rest) == limit:
         raise DataError(
-            f"A tar archive must end with its end mark: {path} goes on for {limit} bytes or more. "
-            f"Pack it again."
+            f"A tar archive must end with its end mark and nothing behind it: {path} is corrupt or "
+            f"truncated. Copy or download it again, or pack it again."
         )
 
 
-def _check_member(member: tarfile.TarInfo, name: PurePosixPath, path: Path, limit: int) -> None:
-    if not (member.isreg() or member.isdir()):
+def _check_member(
+    member: tarfile.TarInfo, name: PurePosixPath, path: Path, limit: int, most: int
+) -> None:
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.issparse():
         raise DataError(
-            f"An archive may hold files and folders only: {member.name!r} in {path} is a link or "
-            f"a device. Pack the files themselves (tar --dereference)."
+            f"An archive may hold files and folders only: {member.name!r} in {path} is a link, a "
+            f"device or sparse. Pack the files themselves (tar --dereference)."
         )
     if name.is_absolute() or ".." in name.parts:
         raise DataError(
@@ -109,6 +119,11 @@ def _check_member(member: tarfile.TarInfo, name: PurePosixPath, path: Path, limi
         raise DataError(
             f"A file in an archive may have at most {limit} bytes: {member.name!r} in {path} has "
             f"{member.size}. Leave it out, or make it smaller."
+        )
+    if member.offset_data + member.size > most:
+        raise DataError(
+            f"An archive may unpack to {MAX_RATIO} times its size: {path} goes beyond at "
+            f"{member.name!r}. Unpack it yourself, if you trust it, and give the folder."
         )
 
 
@@ -126,33 +141,29 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except _CORRUPT as error:
         raise DataError(
-            f"A tar archive must be readable to its end: {path} is corrupt or truncated "
-            f"({type(error).__name__}: {error}). Copy or download it again."
+            f"A tar archive must be readable to its end: {path} is corrupt or truncated, "
+            f"or no archive at all ({type(error).__name__}: {error}). Copy or download it again."
         ) from error
 
 
-def _check_end_mark(file: IO[bytes], path: Path) -> None:
-    """Refuse an uncompressed archive cut between two members, which tarfile takes for complete."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - tarfile.BLOCKSIZE, 0))
-    if size < tarfile.BLOCKSIZE or any(file.read()):
-        raise DataError(
-            f"A tar archive must end with its end mark: {path} is corrupt or truncated, or no "
-            f"archive at all. Copy or download it again."
-        )
-
-
 class _BoundedReads:
-    """A stream whose single reads are bounded: tarfile trusts the sizes that headers claim."""
+    """A stream of which so much may be read at a time: tarfile trusts what headers claim."""
 
-    def __init__(self, stream: IO[bytes], limit: int, path: Path) -> None:
-        self._stream, self._limit, self._path = stream, limit, path
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path = stream, path
         self.seek, self.tell = stream.seek, stream.tell
+        self.last = b""
+
+    def allow(self, size: int) -> None:
+        """Let the next reads add up to so many bytes."""
+        self._limit = self._left = size
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= self._limit + tarfile.BLOCKSIZE:
+        if not 0 <= size <= self._left:
             raise DataError(
                 f"A header in an archive may claim at most {self._limit} bytes: one in "
                 f"{self._path} claims {size}. Pack it again."
             )
-        return self._stream.read(size)
+        self._left -= size
+        self.last = self._stream.read(size)
+        return self.last

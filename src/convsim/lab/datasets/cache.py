@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from convsim.errors import ConvsimWarning, DataError
+from convsim.errors import ConvsimWarning
 from convsim.lab.datasets.image_data import ImageData
 
 # Part of every file name: raise it when decoding changes.
@@ -57,7 +57,7 @@ def _read(path: Path, name: str) -> ImageData | None:
             tensors = {key: file.get_tensor(key) for key in _TENSORS}
         data = ImageData(name, **tensors, classes=tuple(json.loads(metadata["classes"])))
         return data if data.fingerprint == metadata["fingerprint"] else None
-    except (OSError, SafetensorError, DataError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

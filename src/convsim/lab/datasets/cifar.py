@@ -5,8 +5,8 @@ Reference: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Ima
 
 from __future__ import annotations
 
-import _codecs
 import io
+import operator
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from convsim.lab.datasets.progress import progress_bar
 
 # The largest batch, the training part of CIFAR-100, has 155 MB.
 MAX_BATCH_BYTES = 256 * 2**20
+MAX_NAME_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def decode_cifar(
             name,
             *_join([batches[file] for file in layout.train], layout.labels),
             *_join([batches[file] for file in layout.test], layout.labels),
-            classes=tuple(label.decode() for label in batches[layout.meta][layout.classes]),
+            classes=_names(batches[layout.meta][layout.classes]),
         )
     except DataError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(
             f"A {name} batch must hold b'data' in rows of 3072 bytes and {layout.labels!r}, the "
             f"file {layout.meta} {layout.classes!r}: one in {path} does not "
@@ -104,7 +105,14 @@ def decode_cifar(
 
 def _join(batches: list[dict[bytes, Any]], labels: bytes) -> tuple[Tensor, Tensor]:
     images = np.concatenate([batch[b"data"].values for batch in batches]).reshape(-1, 3, 32, 32)
-    return torch.from_numpy(images), torch.tensor([y for batch in batches for y in batch[labels]])
+    numbers = [operator.index(y) for batch in batches for y in batch[labels]]
+    return torch.from_numpy(images), torch.from_numpy(np.array(numbers, dtype=np.int64))
+
+
+def _names(labels: Any) -> tuple[str, ...]:
+    if sum(map(len, labels)) > MAX_NAME_BYTES:  # a pickle can name one long name many times
+        raise ValueError(f"class names of more than {MAX_NAME_BYTES} bytes")
+    return tuple(label.decode() for label in labels)
 
 
 def _load(content: bytes, where: str) -> dict[bytes, Any]:
@@ -153,18 +161,28 @@ class _Array:
         self.values = np.frombuffer(content, dtype=np.uint8).reshape(shape, order=order)
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for ``_codecs.encode``, of which a few calls in a row can fill any memory."""
+    if encoding not in ("latin1", b"latin1"):
+        raise ValueError(f"bytes encoded as {encoding!r:.40}")
+    return text.encode("latin1")
+
+
 # All that a pickled array refers to, under the names of numpy 1 and 2.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _codecs.encode,
+    ("_codecs", "encode"): _encode,
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that can build arrays of bytes and plain values, and nothing else."""
+class _ArraysOnly(pickle._Unpickler):
+    """An unpickler that can build arrays of bytes and plain values, and nothing else.
+
+    In Python, because the one in C takes memory for whatever sizes and indices a pickle claims.
+    """
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:

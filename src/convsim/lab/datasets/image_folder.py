@@ -21,6 +21,8 @@ from convsim.lab.datasets.archive import MAX_MEMBER_BYTES, Entry
 from convsim.lab.datasets.image_data import ImageData
 
 MAX_PIXELS = 2**24
+MAX_SCANS = 100
+"""Most passes over a JPEG's pixels: a few bytes ask for each, so that a small file takes hours."""
 
 LAYOUT = "{train,test}/{class}/{image}, inside one top folder or none"
 _TEST_NAMES = ("test", "val", "validation")
@@ -83,10 +85,11 @@ def decode_image_folder(entries: Iterable[Entry], *, name: str, where: Path) -> 
 
     Raises:
         DataError: If the layout is another one, a class is empty or missing in one part, an image
-            cannot be decoded or has a size of its own.
+            cannot be decoded or has a size of its own, or all are more than the memory holds.
     """
     found: dict[tuple[str, str], _Part] = {}
     first: tuple[PurePosixPath, tuple[int, ...]] | None = None
+    decoded = 0
     for entry in entries:
         place = _place(entry.name)
         if place is None:
@@ -104,6 +107,12 @@ def decode_image_folder(entries: Iterable[Entry], *, name: str, where: Path) -> 
                 f"Move it into a class folder, or take it out."
             )
         pixels = _decode(entry, where)
+        decoded += pixels.nbytes
+        if decoded > _memory() // 4:
+            raise DataError(
+                f"Decoded images must fit in a quarter of this machine's memory: {where} goes "
+                f"beyond at {str(entry.name)!r}. Make the images smaller, or take fewer."
+            )
         first = first or (entry.name, pixels.shape[:2])
         if pixels.shape[:2] != first[1]:
             raise DataError(
@@ -121,6 +130,11 @@ def decode_image_folder(entries: Iterable[Entry], *, name: str, where: Path) -> 
     classes = tuple(sorted(train))
     grey = all(p.ndim == 2 for part in (train, test) for c in part.values() for p in c.values())
     return ImageData(name, *_stack(train, classes, grey), *_stack(test, classes, grey), classes)
+
+
+def _memory() -> int:
+    """Return how many bytes of memory the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _walk(folder: Path, name: PurePosixPath) -> Iterator[tuple[PurePosixPath, os.DirEntry[str]]]:
@@ -160,6 +174,8 @@ def _is_image(name: PurePosixPath, where: Path) -> bool:
 
 
 def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # it might never end
+        raise _unreadable(path, OSError("a device or a pipe"))
     try:
         with path.open("rb") as file:
             content = file.read(MAX_MEMBER_BYTES + 1)
@@ -183,7 +199,7 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
     content = entry.read()
     try:
         with Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values()))) as image:
-            _check_header(image)
+            _check_header(image, content)
             return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
     # PIL's decoders let through many kinds of errors on bytes that are no image.
     except Exception as error:
@@ -195,12 +211,14 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
         ) from error
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, content: bytes) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width}×{height} pixels, {MAX_PIXELS} allowed")
     if image.mode not in _GREY | _COLOUR:
         raise OSError(f"mode {image.mode!r} has more than 8 bits per channel")
+    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise OSError(f"more than {MAX_SCANS} scans")
 
 
 def _size(shape: tuple[int, ...]) -> str:

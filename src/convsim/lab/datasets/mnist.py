@@ -20,7 +20,7 @@ from torch import Tensor
 from convsim.errors import DataError
 from convsim.lab.datasets.image_data import ImageData
 
-MAX_IDX_BYTES = 2**30
+MAX_IDX_BYTES = 2**27  # the largest file of MNIST has 47 MB
 
 
 def decode_mnist(

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
+
+from convsim.visible import visible
+
+
+class Description(ProgressColumn):
+    """What a bar is about, which may be a file's name: as text, without markup."""
+
+    def render(self, task: Task) -> Text:
+        """Return it."""
+        return Text(visible(task.description))
 
 
 def progress_bar(show: bool) -> Progress:
@@ -12,4 +23,10 @@ def progress_bar(show: bool) -> Progress:
     Args:
         show: Whether to show anything at all.
     """
-    return Progress(console=Console(stderr=True), transient=True, disable=not show)
+    return Progress(
+        Description(),
+        *Progress.get_default_columns()[1:],
+        console=Console(stderr=True),
+        transient=True,
+        disable=not show,
+    )

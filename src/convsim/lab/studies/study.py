@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convsim.lab.records import Record, append_record, environment, read_records, record_key
+from convsim.lab.records import (
+    Record,
+    append_record,
+    environment,
+    read_records,
+    record_key,
+    telling_damage,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,9 +64,12 @@ def run_study(
 
     Returns:
         One row by case: the case and its answer.
+
+    Raises:
+        ConvsimError: If a record is damaged.
     """
     path = folder / "records.jsonl"
-    known = {record["key"]: record for record in read_records(path)}
+    known = {record.get("key"): record for record in read_records(path)}
     rows: list[Row] = []
     for number, case in enumerate(study.cases, 1):
         configuration: Record = {"study": study.name, "draws": draws, "case": asdict(case)}
@@ -73,7 +83,9 @@ def run_study(
                 "environment": environment(),
             }
             append_record(path, known[key])
-        rows.append(asdict(case) | known[key]["result"])
+        with telling_damage(path):
+            rows.append(asdict(case) | known[key]["result"])
+            study.cells(rows[-1])
         progress(number)
     head = [heading for heading, _, _ in study.columns]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *map(study.cells, rows)]
