@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-FOUND, MISUSED, FAILED, INTERRUPTED = 1, 2, 3, 130
+FOUND, MISUSED, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 talk = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 120)
