@@ -2,15 +2,19 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 import convsim
 from convsim.cli import main
+from convsim.lab import files
 from convsim.lab.records import read_records
 
 CONVSIM = [sys.executable, "-c", "from convsim.cli import main; main()"]
@@ -84,7 +88,9 @@ def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "go on from the last epoch" in plain(errors)
+    assert f"to go on from the last epoch, run convsim compare digits --out {tmp_path}" in plain(
+        errors
+    )
     before = read_records(records)
     assert 1 <= len(before) < 6
     answer = run(*command)
@@ -95,6 +101,47 @@ def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
     assert "similarity" in answer.out
     for name in ("comparison.png", "comparison.md", "comparison.html"):
         assert (tmp_path / name).stat().st_size > 500
+
+
+def start(arguments):
+    return subprocess.Popen([*CONVSIM, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 240
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_sigterm_leaves_a_checkpoint_and_prints_the_command_that_goes_on(
+    run, tmp_path, monkeypatch
+):
+    folder = tmp_path / "it's a folder"  # quoted in the command
+    arguments = ["train", "digits", "--out", str(folder), *TINY[:4], "--epochs", "1000000"]
+    process = start(arguments)
+    wait_for((folder / "last.ckpt").exists)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    second = run(*arguments, code=2)
+    assert f"is in use by process {process.pid} on" in plain(second.err)
+    process.terminate()
+    errors = process.communicate(timeout=240)[1]
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert shlex.split(errors.splitlines()[-1]) == ["convsim", *arguments]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", ".lock", ".owner"}
+
+
+def test_processes_of_a_grid_end_with_it(tmp_path):
+    process = start(["compare", "digits", "--out", tmp_path, "--jobs", 2, "--epochs", 1000000])
+    wait_for(lambda: len(list(tmp_path.glob("checkpoints/*/last.ckpt"))) == 2)
+    owners = [path.read_text() for path in tmp_path.glob("checkpoints/*/.owner")]
+    workers = [int(owner.split()[1]) for owner in owners]
+    assert process.pid not in workers
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
 def test_measure_prints_a_table(run):

@@ -18,6 +18,10 @@ class DataError(ConvsimError):
     """A data set that is missing, corrupt, or not in the expected layout."""
 
 
+class WriteError(ConvsimError, OSError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
 class MissingExtraError(ConvsimError, ImportError):
     """An optional dependency is not installed."""
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab import training
 from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import METHODS, Method, parse_method
@@ -52,6 +53,30 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
     assert equal_models(whole, resumed)
     for entry in ("validation_accuracy", "train_loss", "penalty", "test_accuracy", "similarity"):
         assert resumed_record["result"][entry] == record["result"][entry]
+
+
+@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware@auto"])
+@pytest.mark.parametrize("step", [1, 4])
+def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypatch, method, step):
+    run = Run(parse_method(method), 5, TINY, digits)
+    whole, record = train(run)
+    training_step, steps = Classifier.training_step, iter(range(1, 100))
+
+    def killed(*arguments):
+        if next(steps) == step:
+            raise Killed
+        return training_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", killed)
+        with pytest.raises(Killed):
+            train(run, tmp_path)
+    monkeypatch.setattr(training, "initialize_", None)  # its result is in the checkpoint
+    resumed, resumed_record = train(run, tmp_path)
+    assert equal_models(whole, resumed)
+    assert resumed_record["result"]["train_loss"] == record["result"]["train_loss"]
+    took = resumed_record["result"]["initialization_seconds"]
+    assert (took > 0) == (method == "recommended-both")
 
 
 def test_resume_is_exact_where_training_draws_random_numbers(digits, tmp_path, monkeypatch):

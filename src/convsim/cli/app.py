@@ -1,12 +1,14 @@
 """The commands. Results go to stdout, talk and progress to stderr.
 
 Exit codes: 0 done, 1 a finding (a threshold exceeded), 2 misuse or bad input, 3 a run failed (a
-value that is not finite), 130 stopped by the user.
+value that is not finite), 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,13 +20,14 @@ import typer
 from typer.core import TyperGroup
 
 import convsim
-from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, out, progress_bar, say
+from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
 from convsim.cli.options import DATA, Activation, Model, Norm, Width
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare, summarize
 from convsim.lab.datasets import ImageData, load_dataset
+from convsim.lab.files import locked, replacing
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.runs import Recipe, Run
@@ -126,7 +129,7 @@ def train_command(
     Writes last.ckpt (after every epoch), model.safetensors and record.json to the folder, and
     prints the results as JSON.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save  # noqa: PLC0415
 
     recipe = Recipe(
         model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule,
@@ -138,7 +141,6 @@ def train_command(
             f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
         )
     run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
-    folder.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         task = progress.add_task("epochs", total=epochs)
 
@@ -147,11 +149,15 @@ def train_command(
             progress.update(task, completed=epoch, description=text)
 
         network, record = train(run_, folder, show)
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()},
-        folder / "model.safetensors",
-    )
-    (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    files = {
+        "model.safetensors": save(tensors),
+        "record.json": json.dumps(record, indent=1).encode(),
+    }
+    with locked(folder):
+        for name, content in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
     print(json.dumps(record["result"], indent=1))
 
 
@@ -171,6 +177,10 @@ def compare_command(
         ),
     ] = [],  # noqa: B006
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
+    launcher: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Processes of this machine, or a Ray cluster (the one at RAY_ADDRESS)."),
+    ] = "local",
     train_images: TrainImages = None,
     model: Model = _DEFAULTS.model,
     width: Width = None,
@@ -205,6 +215,7 @@ def compare_command(
         tuning_seeds,
         jobs,
         tune_lr,
+        launcher,
     )
 
 
@@ -231,6 +242,7 @@ def _compare(
     tuning_seeds: int,
     jobs: int,
     learning_rates: Sequence[float] = (),
+    launcher: str = "local",
 ) -> None:
     with progress_bar() as progress:
         task = progress.add_task("runs", total=None)
@@ -241,7 +253,8 @@ def _compare(
 
         records = compare(
             images, recipe, methods, seeds, folder,
-            tuning_seeds=tuning_seeds, learning_rates=learning_rates, jobs=jobs, report=report,
+            tuning_seeds=tuning_seeds, learning_rates=learning_rates, jobs=jobs, launcher=launcher,
+            report=report,
         )  # fmt: skip
     summaries = summarize(records)
     where = records[0]["environment"]
@@ -261,6 +274,7 @@ def _compare(
 
 def run() -> None:
     """Run the command line; an expected error becomes one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(message, head="Warning: ")
@@ -269,6 +283,7 @@ def run() -> None:
         say(error, head="Error: ")
         sys.exit(FAILED if isinstance(error, NonFiniteError) else MISUSED)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            say("Stopped. Run the same command again to go on from the last epoch.")
+        if stop.code in (INTERRUPTED, TERMINATED):
+            say("Stopped. What is finished is on disk; to go on from the last epoch, run")
+            say(shlex.join(["convsim", *sys.argv[1:]]))
         raise

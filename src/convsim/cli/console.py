@@ -17,7 +17,7 @@ from rich.text import Text
 from convsim.lab.datasets.progress import Description
 from convsim.visible import visible
 
-FOUND, MISUSED, FAILED, INTERRUPTED = 1, 2, 3, 130
+FOUND, MISUSED, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 talk = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -25,7 +25,8 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 
 def say(text: object, *, head: str = "") -> None:
     """Print one line on stderr, whatever is in it, after a head in bold red."""
-    talk.print(Text.assemble((head, "bold red"), visible(str(text).replace("\n", " "))))
+    line = Text.assemble((head, "bold red"), visible(str(text).replace("\n", " ")))
+    talk.print(line, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-import torch
 from scipy.stats import t as student
 
-from convsim.errors import ConvsimError, NonFiniteError
+from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
+from convsim.lab.files import locked
+from convsim.lab.launchers import checkpoints, find_launcher
 from convsim.lab.methods import Coefficient, Method
-from convsim.lab.records import (
-    Record,
-    append_record,
-    environment,
-    read_records,
-    telling_damage,
-)
+from convsim.lab.records import Record, append_record, read_records, telling_damage
 from convsim.lab.runs import Recipe, Run
-from convsim.lab.training import train
 
 TUNING_SEED = 1000
 """Tuning runs are seeded from here on, apart from the seeds that are reported."""
@@ -44,6 +38,7 @@ def compare(
     tuning_seeds: int = 2,
     learning_rates: Sequence[float] = (),
     jobs: int = 1,
+    launcher: str = "local",
     report: Report | None = None,
 ) -> list[Record]:
     """Train every method with every seed, tuning coefficients and learning rates first.
@@ -62,14 +57,21 @@ def compare(
         folder: Where records and checkpoints go.
         tuning_seeds: How many seeds each candidate is tried with.
         learning_rates: Which to try for every method, beside the recipe's.
-        jobs: How many processes share the runs, each with its share of the threads.
+        jobs: How many processes of this machine share the runs, each with its share of the threads.
+        launcher: Who trains the runs: "local", processes of this machine, or "ray", a Ray cluster:
+            the one at RAY_ADDRESS, or else one of this machine's processors. A run whose worker is
+            lost is started again. Give it a `folder` that all its machines share, and a lost run
+            goes on from its last checkpoint; elsewhere it starts anew.
         report: Called after each run.
 
     Returns:
         The records of the reported runs, method by method, seed by seed.
 
     Raises:
-        ConvsimError: For no method, no or repeated seeds, methods of one name, or jobs < 1.
+        ConvsimError: For no method, no or repeated seeds, methods of one name, jobs < 1, or an
+            unknown launcher; and if another process trains a grid in the folder.
+        MissingExtraError: If Ray is asked for and not installed.
+        WriteError: If the folder cannot be written; what is on record stays.
     """
     _check_grid(methods, seeds, tuning_seeds, jobs)
     further = [lr for lr in dict.fromkeys(learning_rates) if lr != recipe.lr]
@@ -80,7 +82,10 @@ def compare(
 
     def train_all(runs: Sequence[Run]) -> dict[str, Record]:
         nonlocal before
-        done = run_all(runs, folder, jobs=jobs, report=report, total=total, before=before)
+        done = run_all(
+            runs, folder,
+            jobs=jobs, launcher=launcher, report=report, total=total, before=before,
+        )  # fmt: skip
         before += len(runs)
         return done
 
@@ -96,12 +101,12 @@ def compare(
             for own in candidates
         ]
 
-    chosen = best([[(one, recipe) for one in method.candidates()] for method in methods])
-    chosen = best(
-        [[(method, replace(recipe, lr=lr)) for lr in (recipe.lr, *further)] for method, _ in chosen]
-    )
-    runs = [Run(method, seed, tuned, data) for method, tuned in chosen for seed in seeds]
-    done = train_all(runs)
+    with locked(folder):
+        chosen = best([[(one, recipe) for one in method.candidates()] for method in methods])
+        rates = (recipe.lr, *further)
+        chosen = best([[(one, replace(recipe, lr=lr)) for lr in rates] for one, _ in chosen])
+        runs = [Run(method, seed, tuned, data) for method, tuned in chosen for seed in seeds]
+        done = train_all(runs)
     return [done[run.key] for run in runs]
 
 
@@ -120,6 +125,7 @@ def run_all(
     folder: Path,
     *,
     jobs: int = 1,
+    launcher: str = "local",
     report: Report | None = None,
     total: int | None = None,
     before: int = 0,
@@ -129,7 +135,8 @@ def run_all(
     Args:
         runs: The runs.
         folder: Where records and checkpoints go, as in `compare`.
-        jobs: How many processes share the runs.
+        jobs: As in `compare`, like the next.
+        launcher: Who trains the runs.
         report: Called after each run.
         total: How many runs there are in all, for `report`; these if None.
         before: How many were done before these.
@@ -138,63 +145,22 @@ def run_all(
         Each run's record by its key.
     """
     total = len(runs) if total is None else total
+    launch = find_launcher(launcher)
     path = folder / "records.jsonl"
     wanted = {run.key: run for run in runs}
-    done = {r["key"]: r for r in read_records(path) if r.get("key") in wanted}
-    count = before
-
-    def finished(run: Run, record: Record) -> None:
-        nonlocal count
-        if run.key not in done:
-            append_record(path, record)
-            shutil.rmtree(_checkpoints(folder, run), ignore_errors=True)
-            done[run.key] = record
-        count += 1
-        if report is not None:
-            report(run, count, total)
-
-    for run in wanted.values():
-        if run.key in done:
-            finished(run, done[run.key])
-    todo = [run for run in wanted.values() if run.key not in done]
-    if jobs == 1 or len(todo) < 2:
-        for run in todo:
-            finished(run, _train_one(run, folder))
-        return done
-    threads = max(1, torch.get_num_threads() // jobs)
-    # spawn: a forked child would inherit torch's thread pool in an undefined state.
-    with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        futures: dict[Future[Record], Run] = {
-            pool.submit(_train_one, run, folder): run for run in todo
-        }
-        try:
-            for future in as_completed(futures):
-                finished(futures[future], future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with locked(folder):
+        done = {r["key"]: r for r in read_records(path) if r.get("key") in wanted}
+        todo = [run for run in wanted.values() if run.key not in done]
+        finished = [(run, done[run.key]) for run in wanted.values() if run.key in done]
+        with closing(launch(todo, folder, jobs)) as trained:
+            for count, (run, record) in enumerate(chain(finished, trained), before + 1):
+                if run.key not in done:
+                    append_record(path, record)
+                    done[run.key] = record
+                shutil.rmtree(checkpoints(folder, run), ignore_errors=True)
+                if report is not None:
+                    report(run, count, total)
     return done
-
-
-def _train_one(run: Run, folder: Path) -> Record:
-    checkpoints = _checkpoints(folder, run)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    try:
-        return train(run, checkpoints)[1]
-    except NonFiniteError as error:
-        if run.test:
-            raise
-        result = {"validation_accuracy": [0.0], "diverged": str(error)}  # a candidate, not chosen
-        return {
-            "schema": 1, "key": run.key, "configuration": run.configuration(), "result": result,
-            "environment": environment(),
-        }  # fmt: skip
-
-
-def _checkpoints(folder: Path, run: Run) -> Path:
-    return folder / "checkpoints" / run.key
 
 
 def _check_grid(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 import convsim
 from convsim import strict_json
 from convsim.errors import ConvsimError
+from convsim.lab.files import writing
 
 Record = dict[str, Any]
 
@@ -36,21 +38,24 @@ def append_record(path: Path, record: Record) -> None:
 
     Raises:
         ConvsimError: If the record holds a NaN or an infinity, which JSON has no number for.
+        WriteError: If the disk is full or the folder cannot be written; older records stay.
     """
     try:
-        line = json.dumps(record, allow_nan=False) + "\n"
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
     except ValueError as error:
         raise ConvsimError(f"A record cannot be written to {path}: {error}.") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            content = path.read_bytes()
+            if not content.endswith(b"\n"):
+                os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+            if os.write(descriptor, line) < len(line):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))  # the next append drops what fitted
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_records(path: Path) -> list[Record]:

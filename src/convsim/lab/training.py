@@ -9,12 +9,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
@@ -22,6 +24,7 @@ from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.lab.classifier import Classifier, accuracy, in_order
+from convsim.lab.files import locked, replacing
 from convsim.lab.models import build_model
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Run
@@ -54,14 +57,31 @@ class _ShuffledBatches(Sampler[list[int]]):
         return (batch.tolist() for batch in order.split(self.batch_size))
 
 
-class _Bookkeeping(Callback):
-    """Seed every epoch, save after every epoch, and keep the curve in the checkpoint."""
+class _WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint takes the place of the last one in one step, or leaves it as it is."""
 
-    def __init__(self, run: Run, folder: Path | None, progress: Progress | None) -> None:
-        self.run, self.folder, self.progress = run, folder, progress
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        content = BytesIO()
+        torch.save(checkpoint, content)  # in memory: to a file, torch hides what the disk says
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+
+class _Bookkeeping(Callback):
+    """Seed every epoch, save before the first and after each, keep the curve in the checkpoint."""
+
+    def __init__(self, run: Run, checkpoint: Path | None, progress: Progress | None) -> None:
+        self.run, self.checkpoint, self.progress = run, checkpoint, progress
         self.curve: list[dict[str, float]] = []
+        self.initialization_seconds = 0.0
         self.started = 0.0
         self.steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            trainer.save_checkpoint(self.checkpoint)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
@@ -79,16 +99,21 @@ class _Bookkeeping(Callback):
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
         scores["seconds"] = time.perf_counter() - self.started
         self.curve.append(scores)
-        if self.folder is not None:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+        if self.checkpoint is not None:
+            trainer.save_checkpoint(self.checkpoint)
         if self.progress is not None:
             self.progress(len(self.curve), self.run.recipe.epochs, scores)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"key": self.run.key, "curve": self.curve}
+        return {
+            "key": self.run.key,
+            "curve": self.curve,
+            "initialization_seconds": self.initialization_seconds,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curve = list(state["curve"])
+        self.initialization_seconds = state["initialization_seconds"]
 
 
 def train(
@@ -98,7 +123,8 @@ def train(
 
     Args:
         run: What to train.
-        folder: Where to keep a checkpoint after every epoch; none is kept if None.
+        folder: Where to keep a checkpoint, made before the first epoch and after every one; none is
+            kept if None.
         progress: Called after every epoch.
 
     Returns:
@@ -106,15 +132,22 @@ def train(
         the settings read back from the live objects, and the environment.
 
     Raises:
-        ConvsimError: If the folder's checkpoint belongs to another configuration or is damaged.
+        ConvsimError: If the folder's checkpoint belongs to another configuration or is damaged, or
+            another process trains in the folder.
         NonFiniteError: If the loss stops being finite; the last good checkpoint stays.
+        WriteError: If the folder cannot be written; the last checkpoint stays.
     """
+    with nullcontext() if folder is None else locked(folder):
+        return _train(run, None if folder is None else folder / "last.ckpt", progress)
+
+
+def _train(
+    run: Run, checkpoint: Path | None, progress: Progress | None
+) -> tuple[nn.Module, Record]:
     recipe, method = run.recipe, run.method
     split = run.data.hold_out(recipe.validation, seed=0)
-    checkpoint = None if folder is None else folder / "last.ckpt"
-    finished = 0
-    if checkpoint is not None and checkpoint.exists():
-        finished = _finished_epochs(checkpoint, run)
+    resumed = checkpoint is not None and checkpoint.exists()
+    finished = _finished_epochs(checkpoint, run) if checkpoint and resumed else 0
 
     torch.manual_seed(run.seed)
     options = {key: getattr(recipe, key) for key in ("width", "norm", "activation")}
@@ -123,13 +156,12 @@ def train(
         recipe.model, classes=len(run.data.classes), channels=channels,
         **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
-    initialization_seconds = 0.0
-    if method.initialization is not None and not finished:
+    bookkeeping = _Bookkeeping(run, checkpoint, progress)
+    if method.initialization is not None and not resumed:
         started = time.perf_counter()
         initialize_(model, method.initialization, steps=method.initialization_steps)
-        initialization_seconds = time.perf_counter() - started
+        bookkeeping.initialization_seconds = time.perf_counter() - started
 
-    bookkeeping = _Bookkeeping(run, folder, progress)
     callbacks: list[Callback] = [bookkeeping]
     if method.regularizer is not None:
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
@@ -140,7 +172,7 @@ def train(
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto", devices=1,
             logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0,
+            enable_model_summary=False, num_sanity_val_steps=0, plugins=[_WholeCheckpoints()],
         )  # fmt: skip
         try:
             trainer.fit(
@@ -150,17 +182,17 @@ def train(
                     sampler=batches, batch_size=None,
                 ),
                 in_order(split.test_images, split.test_labels),
-                ckpt_path=checkpoint if finished else None,
+                ckpt_path=checkpoint if resumed else None,
                 weights_only=True,
             )  # fmt: skip
         except ConvsimError:
             raise
         except Exception as error:
-            if checkpoint is None or not finished or bookkeeping.steps:
+            if checkpoint is None or not resumed or bookkeeping.steps:
                 raise  # it is not the checkpoint's fault
             raise _damaged(checkpoint, error) from error
     curve = bookkeeping.curve
-    if checkpoint is not None and finished and len(curve) != recipe.epochs:
+    if checkpoint is not None and resumed and len(curve) != recipe.epochs:
         raise _damaged(checkpoint, ValueError("more or fewer epochs than it says"))
     classifier.eval()
 
@@ -169,7 +201,7 @@ def train(
         "train_loss": [scores["train_loss"] for scores in curve],
         "penalty": [scores["convsim/penalty"] for scores in curve if "convsim/penalty" in scores],
         "seconds": sum(scores["seconds"] for scores in curve),
-        "initialization_seconds": initialization_seconds,
+        "initialization_seconds": bookkeeping.initialization_seconds,
     }
     if run.test:
         result["test_accuracy"] = accuracy(classifier, run.data.test_images, run.data.test_labels)
@@ -220,6 +252,7 @@ def _finished_epochs(path: Path, run: Run) -> int:
         found, curve = bookkeeping["key"], bookkeeping["curve"]
         for scores in curve:
             math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
+        float(bookkeeping["initialization_seconds"])
     except Exception as error:
         raise _damaged(path, error) from error
     if found != run.key:
@@ -251,7 +284,9 @@ def _as_a_library() -> Iterator[None]:
             warnings.filterwarnings("ignore", module="lightning")
             yield
     except SystemExit as stop:
-        raise KeyboardInterrupt from stop
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
     finally:
         logger.setLevel(level)
         if threading.current_thread() is threading.main_thread():
