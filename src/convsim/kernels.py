@@ -176,32 +176,38 @@ class ConvLayer:
         Raises:
             ConvsimError: If it cannot be read, as where FSDP1 keeps it in a flat shard.
         """
-        weight = self._own_weight()
-        return gather(weight) if is_sharded(weight) else weight
+        return self.read()[0]
 
-    def share(self) -> tuple[Tensor, Share] | None:
-        """Read this rank's whole filters of a sharded weight and where the others are.
+    def read(self, *, shares: bool = False, average: bool = False) -> tuple[Tensor, Share | None]:
+        """Read the weight, or with `shares` only this rank's filters and where the others are.
 
-        Returns:
-            None for a weight that is not sharded, or not between whole filters of the layer.
+        Shares exist where a weight is sharded between whole filters, and groups; any other is read
+        as by `weight`. Gradients of a gathered one must be the same on all ranks, or with `average`
+        become their mean.
         """
         module: Any = self.module
-        weight = self._own_weight()
-        if not is_sharded(weight) or module.transposed:  # whose first axis is input channels
-            return None
-        share = share_of(weight, module.groups)
-        return None if share is None else (local_filters(weight, share), share)
+        weight = self._own_weight(average)
+        if not is_sharded(weight):
+            return weight, None
+        by_filters = shares and not module.transposed  # its first axis is input channels
+        share = share_of(weight, module.groups) if by_filters else None
+        return (
+            (gather(weight, average=average), None)
+            if share is None
+            else (local_filters(weight, share), share)
+        )
 
     def outline(self) -> KernelBank:
         """See the layer's bank without its numbers, on the meta device: nothing is gathered."""
         weight = self._own_weight()
         return self.bank(torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
 
-    def _own_weight(self) -> Tensor:
-        _refuse_flat_shard(self.name, self.module)
-        if _recomputes_weight(self.module):
-            return _weight_in_forward(self)
+    def _own_weight(self, average: bool = False) -> Tensor:
         module: Any = self.module
+        _refuse_flat_shard(self.name, module)
+        apart = self.parametrized and any(map(is_sharded, module.parameters()))
+        if _recomputes_weight(module) or apart:
+            return _weight_in_forward(self, average)
         weight: Tensor = module.weight
         return weight
 
@@ -245,9 +251,7 @@ class ConvLayer:
                 weight,
                 stride=module.stride,
                 dilation=module.dilation,
-                groups=module.groups
-                if share is None or share.meets
-                else len(weight) // share.filters,
+                groups=module.groups if share is None else share.groups_in(weight),
                 transposed=module.transposed,
             )
             return replace(bank, share=share)
@@ -337,8 +341,8 @@ def _refuse_flat_shard(name: str, module: Any) -> None:
     if flat:
         raise ConvsimError(
             f"Layer {name!r}: FullyShardedDataParallel (FSDP1) keeps its weight in a flat shard, "
-            "where filters cannot be told apart. Shard the model with torch.distributed.fsdp.fully_shard "
-            "(FSDP2), or, with use_orig_params=True, call convsim inside "
+            "where filters cannot be told apart. Use FSDP2, torch.distributed.fsdp.fully_shard; or, "
+            "with use_orig_params=True, call convsim inside "
             "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
         )
 
@@ -407,15 +411,28 @@ class _CaptureWeight(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _weight_in_forward(layer: ConvLayer) -> Tensor:
-    """Run the layer's own forward as far as its convolution, as weight standardisation needs."""
+def _weight_in_forward(layer: ConvLayer, average: bool = False) -> Tensor:
+    """Run the layer's own forward as far as its convolution, as weight standardisation needs.
+
+    Parameters that are sharded are gathered for it.
+    """
     module: Any = layer.module
+    gathered = {
+        name: gather(parameter, average=average)
+        for name, parameter in module.named_parameters()
+        if is_sharded(parameter)
+    }
+    if hasattr(module, "set_reshard_after_backward"):  # FSDP2 would begin a forward pass
+        raise ConvsimError(
+            f"Layer {layer.name!r} ({type(module).__name__}) computes its weight from others, and "
+            "fully_shard is applied to the layer itself: apply it to the module around it instead."
+        )
     reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     like = next(module.parameters())
     probe = torch.zeros(1, module.in_channels, *reach, dtype=like.dtype, device=like.device)
     try:
         with _CaptureWeight():
-            module(probe)
+            torch.func.functional_call(module, gathered, (probe,))
     except _CapturedWeight as captured:
         return captured.weight
     raise ConvsimError(

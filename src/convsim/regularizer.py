@@ -162,14 +162,13 @@ class Regularizer:
         if isinstance(self.penalty, ActivationPenalty):
             values = [self._maps_value(self.penalty, layer.name) for layer in self._acting]
         else:
-            banks = [self._bank(layer, *self._read(layer)) for layer in self._acting]
+            apart = bool(self.penalty.windows)  # ranks read other images
+            banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
             values = self.penalty.values(banks)
         return self._weighed(self._reduced(values))
 
-    def _read(self, layer: ConvLayer) -> tuple[Tensor, Share | None]:
-        """Read a weight, or this rank's share of it where the penalty takes one."""
-        share = layer.share() if self.penalty.takes_shares else None
-        return (layer.weight(), None) if share is None else share
+    def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
+        return layer.read(shares=self.penalty.takes_shares, average=average)
 
     def _bank(self, layer: ConvLayer, weight: Tensor, share: Share | None) -> KernelBank:
         bank = layer.bank(weight, share)

@@ -35,21 +35,26 @@ class Share:
         """Whether filters of one group lie on several ranks."""
         return self.groups == 1
 
+    def groups_in(self, weight: Tensor) -> int:
+        """Count the groups in this rank's part of the weight: whole ones, or one in parts."""
+        return 1 if self.meets else len(weight) // self.filters
+
 
 def is_sharded(weight: Tensor) -> bool:
     """Tell whether a weight is a DTensor, all of it or a part here."""
     return hasattr(weight, "full_tensor")
 
 
-def gather(weight: Any) -> Tensor:
-    """Gather a DTensor on all of its ranks; gradients go back to the parts, averaged over ranks.
+def gather(weight: Any, *, average: bool = False) -> Tensor:
+    """Gather a DTensor on all of its ranks; gradients go back to the parts.
 
-    Averaged as FSDP averages those of the loss, for ranks may have read other images.
+    With `average` as the mean over ranks, which FSDP takes of the loss' gradients; otherwise they
+    must be the same on all.
     """
     from torch.distributed.tensor import Partial  # noqa: PLC0415 - optional
 
-    averaged = [Partial("avg")] * weight.device_mesh.ndim
-    whole: Tensor = weight.full_tensor(grad_placements=averaged)
+    layout = [Partial("avg")] * weight.device_mesh.ndim if average else None
+    whole: Tensor = weight.full_tensor(grad_placements=layout)
     return whole
 
 

@@ -100,7 +100,7 @@ def add_gradients_(
     if not torch.compiler.is_compiling():
         return _add_gradients_(banks, gradients, factors, options)
     if any(bank.share is not None for bank in banks):
-        apart: Any = torch.compiler.disable(_add_gradients_)  # type: ignore[no-untyped-call]
+        apart: Any = torch.compiler.disable(_add_gradients_)
         return list(apart(banks, gradients, factors, options))
     values: Tensor = _operator(  # one node of the graph, whatever the backend
         [bank.filters for bank in banks],
