@@ -341,8 +341,8 @@ def _refuse_flat_shard(name: str, module: Any) -> None:
     if flat:
         raise ConvsimError(
             f"Layer {name!r}: FullyShardedDataParallel (FSDP1) keeps its weight in a flat shard, "
-            "where filters cannot be told apart. Use FSDP2, torch.distributed.fsdp.fully_shard; or, "
-            "with use_orig_params=True, call convsim inside "
+            "where filters cannot be told apart. Take torch.distributed.fsdp.fully_shard (FSDP2), "
+            "or, with use_orig_params=True, call convsim inside "
             "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
         )
 

@@ -20,7 +20,7 @@ talk = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 120)
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, shown: bool = True) -> Progress:
     """Make a progress bar on stderr."""
     return Progress(
         TextColumn("{task.description}"),
@@ -29,4 +29,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=talk,
+        disable=not shown,
     )

@@ -65,7 +65,9 @@ class RegularizerCallback(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
         (value * scale).backward(retain_graph=True)
-        pl_module.log("convsim/penalty", value.detach(), on_step=False, on_epoch=True)
+        pl_module.log(
+            "convsim/penalty", value.detach(), on_step=False, on_epoch=True, sync_dist=True
+        )
 
     def _on_maps(self) -> bool:
         return self.regularizer is not None and isinstance(
@@ -78,4 +80,10 @@ class RegularizerCallback(Callback):
         """Add the gradient."""
         if self.regularizer is not None and not self._on_maps():
             value = self.regularizer.backward_()
-            pl_module.log("convsim/penalty", value, on_step=False, on_epoch=True)
+            _log(pl_module, value)
+
+
+def _log(module: LightningModule, value: torch.Tensor) -> None:
+    """Log the epoch's mean, over ranks too."""
+    name = "convsim/penalty"
+    module.log(name, value.detach(), on_step=False, on_epoch=True, sync_dist=True)

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Coefficient, Method
+from convsim.lab.processes import processes
 from convsim.lab.records import Record, append_record, environment, read_records
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
@@ -201,6 +202,11 @@ def _check_grid(
     if tuning_seeds < 1 or jobs < 1:
         raise ConvsimError(
             f"tuning_seeds and jobs must be at least 1; got {tuning_seeds} and {jobs}."
+        )
+    if processes().count > 1:
+        raise ConvsimError(
+            f"A comparison starts its own processes; torchrun started {processes().count}, which "
+            "would all run the same grid. Start it without torchrun, with --jobs."
         )
 
 

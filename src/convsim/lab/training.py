@@ -23,6 +23,7 @@ from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.lab.classifier import Classifier, accuracy, in_order
 from convsim.lab.models import build_model
+from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Run
 from convsim.redundancy import measure
@@ -32,10 +33,13 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 class _ShuffledBatches(Sampler[list[int]]):
-    """Index lists in an order that seed and epoch alone decide, so that a resume repeats it."""
+    """Index lists in an order that seed and epoch alone decide, so that a resume repeats it.
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    Of each list every process takes its share.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, ours: Processes) -> None:
+        self.count, self.batch_size, self.seed, self.ours = count, batch_size, seed, ours
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -47,7 +51,7 @@ class _ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator)
-        return (batch.tolist() for batch in order.split(self.batch_size))
+        return (self.ours.share(batch.tolist()) for batch in order.split(self.batch_size))
 
 
 class _Bookkeeping(Callback):
@@ -65,7 +69,14 @@ class _Bookkeeping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
-            torch.manual_seed(self.run.seed * 1_000_003 + trainer.current_epoch)
+            seed = self.run.seed * 1_000_003 + trainer.current_epoch
+            torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give all processes the first one's statistics of normalization layers."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -88,6 +99,8 @@ def train(
 ) -> tuple[nn.Module, Record]:
     """Train one network, resuming from the folder's checkpoint if there is one.
 
+    Under torchrun the processes share every batch, and all return the same.
+
     Args:
         run: What to train.
         folder: Where to keep a checkpoint after every epoch; none is kept if None.
@@ -101,7 +114,7 @@ def train(
         ConvsimError: If the folder's checkpoint belongs to another configuration or is corrupt.
         NonFiniteError: If the loss stops being finite; the last good checkpoint stays.
     """
-    recipe, method = run.recipe, run.method
+    recipe, method, ours = run.recipe, run.method, processes()
     split = run.data.hold_out(recipe.validation, seed=0)
     checkpoint = None if folder is None else folder / "last.ckpt"
     finished = 0
@@ -126,13 +139,14 @@ def train(
     if method.regularizer is not None:
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
     classifier = Classifier(model, recipe, split.train_images)
-    batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed)
+    batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _as_a_library():
         trainer = Trainer(
-            max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto", devices=1,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0,
+            max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto",
+            devices=ours.on_node, num_nodes=ours.count // ours.on_node,
+            use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
         trainer.fit(
             classifier,
@@ -190,6 +204,7 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
         },
         "final_lr": group["lr"],
         "steps": trainer.global_step,
+        "processes": trainer.world_size,
         "precision": trainer.precision,
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "regularizer": [repr(regularizer).splitlines() for regularizer in regularizers],
