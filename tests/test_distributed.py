@@ -289,12 +289,6 @@ def second_derivative():
     return refusal(lambda: torch.autograd.grad(value, weights, create_graph=True))
 
 
-def compiled():
-    model = shard(lopsided(), mesh(ranks()))
-    step = torch.compile(Regularizer(model, "crossed").backward_, backend="eager")
-    return step(), whole(model[0].weight.grad)
-
-
 def without_grad_mode():
     with torch.no_grad():
         return gradients(shard(network(), mesh(ranks())), "crossed")
@@ -340,7 +334,6 @@ def checks():
         "left gathered": left_gathered,
         "sharded alone": sharded_alone,
         "second derivative": second_derivative,
-        "compiled": compiled,
         **{
             f"own images {wrap} {route}": lambda wrap=wrap, route=route: on_own_images(wrap, route)
             for wrap in ("DDP", "FSDP2", "FSDP2 at the root")
@@ -486,10 +479,3 @@ def test_flat_shards_serve_while_they_are_summoned(groups):
         close(found["summoned"][0], value)
         for own, parameter in zip(found["summoned"][1], model.parameters(), strict=True):
             close(own, parameter.grad)
-
-
-def test_compiled_steps_add_the_same_gradient(groups):
-    value, _, expected = gradients(lopsided(), "crossed")
-    for found in groups[2]:
-        close(found["compiled"][0], value)
-        close(found["compiled"][1], expected["0.weight"])

@@ -58,13 +58,13 @@ class RegularizerCallback(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
-        """Add the gradient of a penalty on feature maps, while their graph lives."""
+        """Add a penalty on feature maps to the loss, in place: DDP allows one backward a step."""
         if self.regularizer is None or not self._on_maps():
             return
         value = self.regularizer()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
-        (value * scale).backward(retain_graph=True)
+        loss.add_(value * scale)
         pl_module.log(
             "convsim/penalty", value.detach(), on_step=False, on_epoch=True, sync_dist=True
         )
