@@ -1,90 +1,481 @@
-"""Several processes that each see their own images."""
+"""Several processes: each its own images, or its own part of every weight, and the same steps.
+
+One group of 2 processes and one of 4 are started, once; each works through a table of cases and
+leaves what it found. The tests compare that with one process.
+"""
+
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 from torch.multiprocessing import spawn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convsim import Regularizer, initialize_
+from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, initialize_
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without distributed"
+)
+STEPS, IMAGES = 10, 8
+MATCHED = ConvolutionalSimilarity(channels="matched", scale="raw", reduction="sum")
 
 
-def start(rank, folder, world_size):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), True), self.bias)
+
+
+def network(dtype=torch.float64):
+    """Rows that 2 and 4 ranks share evenly, unevenly and not at all; groups whole and cut."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3), nn.ReLU(),
+        nn.Conv2d(5, 3, 1), nn.Tanh(),  # of 4 ranks the last has no filter
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU(),  # 4 ranks cut its groups
+        nn.Conv2d(8, 12, (3, 1), groups=4), nn.ReLU(),
+        nn.ConvTranspose2d(12, 4, 2),
+    ).to(dtype)  # fmt: skip
+
+
+def kinds():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(3, 6, 3)),
+        Standardised(3, 6, 3),
+        nn.Conv1d(3, 7, 5, dilation=2),
+        nn.Conv3d(1, 4, 2),
+        nn.Conv2d(2, 5, 17),  # by Fourier transforms
+        nn.Conv2d(3, 6, 3),
+    ).double()
+
+
+def images(step, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(IMAGES, 2, 9, 9, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class Case:
+    """Ten steps of one kind of training.
+
+    Args:
+        wrap: How the model is spread over ranks, a name in `WRAPS`.
+        own_images: Whether every rank sees its own part of a batch; otherwise all see it all.
+    """
+
+    def __init__(
+        self, wrap, penalty, *, route="backward_", own_images=True, dtype=torch.float64,
+        accumulate=1, scale=1.0, coefficient=None,
+    ):  # fmt: skip
+        self.wrap, self.penalty, self.route, self.dtype = wrap, penalty, route, dtype
+        self.own_images, self.accumulate, self.scale = own_images, accumulate, scale
+        self.coefficient = coefficient
+
+    def __repr__(self):
+        penalty = "matched" if self.penalty is MATCHED else self.penalty
+        options = [
+            "float32" if self.dtype == torch.float32 else "",
+            f"accumulate {self.accumulate}" if self.accumulate > 1 else "",
+            "scaled" if self.scale != 1 else "",
+            self.coefficient or "",
+        ]
+        return " ".join([self.wrap, penalty, self.route, *filter(None, options)])
+
+    def train(self, rank=0, ranks=1):
+        model = network(self.dtype)
+        initialize_(model, steps=2)
+        wrapped = WRAPS[self.wrap](model) if ranks > 1 else model
+        regularizer = Regularizer(model, self.penalty, coefficient=self.coefficient)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            batches = images(step, self.dtype).chunk(self.accumulate)
+            for i, batch in enumerate(batches, 1):
+                last = i == len(batches)
+                mine = batch[rank::ranks] if self.own_images else batch
+                if hasattr(wrapped, "set_requires_gradient_sync"):
+                    wrapped.set_requires_gradient_sync(last)
+                loss = wrapped(mine).square().mean() / self.accumulate
+                if self.route == "loss" and last:
+                    loss = loss + regularizer()
+                (self.scale * loss).backward()
+            if self.route == "backward_":
+                regularizer.backward_(self.scale)
+            for parameter in model.parameters():
+                parameter.grad /= self.scale
+            optimizer.step()
+        return {name: whole(value) for name, value in model.state_dict().items()}
+
+
+def whole(value):
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
+
+
+def mesh(*shape):
+    names = ("replicate", "shard")[-len(shape) :]
+    return torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
+def shard(model, mesh, by_layer=True):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model if by_layer else ():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def ranks():
+    return torch.distributed.get_world_size()
+
+
+WRAPS = {
+    "DDP": nn.parallel.DistributedDataParallel,
+    "FSDP2": lambda model: shard(model, mesh(ranks())),
+    "FSDP2 at the root": lambda model: shard(model, mesh(ranks()), by_layer=False),
+    "HSDP": lambda model: shard(model, mesh(2, ranks() // 2)),
+}
+CASES = {
+    2: [
+        Case("DDP", "crossed"),
+        Case("DDP", MATCHED, route="loss"),
+        Case("DDP", "recommended", own_images=False),
+        Case("DDP", "crossed", dtype=torch.float32),
+        Case("DDP", "crossed", coefficient="auto"),
+        Case("FSDP2", "crossed"),
+        Case("FSDP2", "crossed", dtype=torch.float32),
+        Case("FSDP2", MATCHED, accumulate=2),
+        Case("FSDP2", MATCHED, route="loss"),
+        Case("FSDP2", "crossed", scale=1024.0),
+        Case("FSDP2", "crossed", coefficient="auto"),
+        Case("FSDP2", "recommended", own_images=False, coefficient="auto"),
+        Case("FSDP2", "recommended", own_images=False, route="loss"),
+        Case("FSDP2", "authors"),
+        Case("FSDP2", "cosine", route="loss"),
+        Case("FSDP2 at the root", "crossed", route="loss"),
+        Case("FSDP2 at the root", "recommended", own_images=False),
+    ],
+    4: [
+        Case("FSDP2", "crossed"),
+        Case("FSDP2", "crossed", route="loss", dtype=torch.float32),
+        Case("FSDP2", MATCHED),
+        Case("FSDP2", MATCHED, coefficient="auto"),
+        Case("FSDP2", "recommended", own_images=False),
+        Case("FSDP2", "adjacent", route="loss"),
+        Case("HSDP", "crossed", accumulate=2),
+        Case("HSDP", MATCHED, route="loss"),
+        Case("HSDP", "recommended", own_images=False, coefficient="auto"),
+    ],
+}
+
+
+class Traffic(TorchDispatchMode):
+    """Count the bytes that this rank hands to collectives, by operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.partition("::")[2].rstrip("_")
+        if func.namespace in ("c10d", "_c10d_functional") and not name.startswith(("wait", "_")):
+            tensors = [t for t in torch.utils._pytree.tree_leaves(args[0]) if hasattr(t, "nbytes")]
+            self.bytes[name] += sum(t.nbytes for t in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def traffic(filters, penalty):
+    """Count what one `backward_` sends for a layer of many filters."""
+    model = shard(nn.Sequential(nn.Conv2d(6, filters, 3)), mesh(ranks()))
+    regularizer = Regularizer(model, penalty)
+    with Traffic() as counted:
+        regularizer.backward_()
+    return dict(counted.bytes)
+
+
+def gradients(model, penalty, mark=lambda model: None):
+    regularizer = Regularizer(model, penalty)
+    mark(model)
+    value = regularizer.backward_()
+    values = regularizer.values()
+    found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return value, values, found
+
+
+def placed(model, placements):
+    """Put every parameter on the mesh by hand, as tensor parallelism does."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not isinstance(parameter, DTensor):
+                layout = placements if parameter.dim() > 1 else [Replicate()]
+                spread = distribute_tensor(parameter.detach(), mesh(ranks()), layout)
+                module._parameters[name] = nn.Parameter(spread)
+    return model
+
+
+def with_gradients(placements):
+    """Leave a gradient of ones in another layout than the parameters'."""
+
+    def mark(model):
+        from torch.distributed.tensor import DTensor
+
+        for parameter in model.parameters():
+            share = torch.ones(parameter.shape, dtype=parameter.dtype)
+            if placements[0].is_partial():
+                share /= ranks()
+            parameter.grad = DTensor.from_local(share, parameter.device_mesh, placements)
+
+    return mark
+
+
+def lopsided():
+    """One filter a thousand times the others: what is left beside it must not lose its digits."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3))
+    with torch.no_grad():
+        model[0].weight[1] *= 1000
+    return model
+
+
+def refusal(call):
+    try:
+        call()
+    except ConvsimError as error:
+        return str(error)
+    return "no error"
+
+
+def flat_shards(use_orig_params):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(
+        network(), use_orig_params=use_orig_params, device_id=torch.device("cpu")
     )
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+def in_summoned_weights():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = flat_shards(True)
+    model(images(0)[:4]).square().mean().backward()  # the same on all ranks
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+        value, *_ = gradients(model, "crossed")
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+        found = [p.grad.clone() for p in model.parameters()]
+    return value, found
 
 
-def train(rank, folder, coefficient):
-    start(rank, folder, 2)
-    model = network()
-    wrapped = DistributedDataParallel(model)
-    regularizer = Regularizer(model, coefficient=coefficient)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    torch.manual_seed(rank)
-    for _ in range(5):
-        optimizer.zero_grad()
-        wrapped(torch.randn(8, 3, 9, 9)).square().mean().backward()
-        regularizer.backward_()
-        optimizer.step()
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+def sharded_alone():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)))
+    return refusal(lambda: Regularizer(shard(model, mesh(ranks())), "crossed"))
+
+
+def left_gathered():
+    model = shard(network(), mesh(ranks()))
+    regularizer = Regularizer(model, "crossed")
+    model.set_reshard_after_backward(False)
+    model(images(0)).sum().backward()
+    return refusal(regularizer.backward_)
+
+
+def second_derivative():
+    model = shard(network(), mesh(ranks()))
+    weights = [layer.module.weight for layer in Regularizer(model, "crossed").layers]
+    value = Regularizer(model, "crossed")()
+    return refusal(lambda: torch.autograd.grad(value, weights, create_graph=True))
+
+
+def without_grad_mode():
+    with torch.no_grad():
+        return gradients(shard(network(), mesh(ranks())), "crossed")
+
+
+def on_own_images(wrap, route):
+    """Return the steps of data-aware training where ranks see other images."""
+    return Case(wrap, "recommended", route=route).train(torch.distributed.get_rank(), ranks())
+
+
+def checks():
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    by_filters, by_channels = [Shard(0)], [Shard(1)]
+    return {
+        "gradients of kinds": lambda: gradients(shard(kinds(), mesh(ranks()), False), "crossed"),
+        "matched gradients of kinds": lambda: gradients(
+            shard(kinds(), mesh(ranks()), False), MATCHED
+        ),
+        "lopsided": lambda: gradients(shard(lopsided(), mesh(ranks())), MATCHED),
+        "cut by channels": lambda: gradients(placed(network(), by_channels), "crossed"),
+        "replicated": lambda: gradients(placed(network(), [Replicate()]), MATCHED),
+        "replicated gradient": lambda: gradients(
+            placed(network(), by_filters), "crossed", with_gradients([Replicate()])
+        ),
+        "partial gradient": lambda: gradients(
+            placed(network(), by_filters), "crossed", with_gradients([Partial()])
+        ),
+        "partial gradient, gathered": lambda: gradients(
+            placed(network(), by_filters), "cosine", with_gradients([Partial()])
+        ),
+        "without grad mode": without_grad_mode,
+        "traffic": lambda: {
+            (filters, form): traffic(filters, penalty)
+            for filters in (16, 256)
+            for form, penalty in (("crossed", "crossed"), ("matched", MATCHED), ("none", "cosine"))
+        },
+        "flat shards": lambda: [
+            refusal(lambda own=own: Regularizer(flat_shards(own), "crossed"))
+            for own in (True, False)
+        ],
+        "summoned": in_summoned_weights,
+        "left gathered": left_gathered,
+        "sharded alone": sharded_alone,
+        "second derivative": second_derivative,
+        **{
+            f"own images {wrap} {route}": lambda wrap=wrap, route=route: on_own_images(wrap, route)
+            for wrap in ("DDP", "FSDP2", "FSDP2 at the root")
+            for route in ("loss", "backward_")
+        },
+    }
+
+
+def work(rank, folder, count):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count
+    )
+    found = {str(case): case.train(rank, count) for case in CASES[count]}
+    found |= {name: check() for name, check in checks().items()} if count == 2 else {}
+    torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize("coefficient", [3.0, "auto"])
-def test_data_parallel_ranks_stay_equal(tmp_path, coefficient):
-    spawn(train, (str(tmp_path), coefficient), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """What each rank of each group found."""
+    found = {}
+    for count in CASES:
+        folder = tmp_path_factory.mktemp(f"ranks{count}")
+        spawn(work, (str(folder), count), nprocs=count)
+        found[count] = [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(count)]
+    return found
 
 
-def ten_steps(model, penalty, route):
-    """Train on the same images whatever the rank, so that any number of ranks takes equal steps."""
-    initialize_(model, steps=3)
-    regularizer = Regularizer(model, penalty)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(10):
-        optimizer.zero_grad()
-        loss = model(torch.randn(8, 3, 9, 9, generator=generator)).square().mean()
-        if route == "loss":
-            loss = loss + regularizer()
-        loss.backward()
-        if route == "backward_":
-            regularizer.backward_()
-        optimizer.step()
+def close(actual, expected, tolerance=1e-6):
+    """Compare tensors by norm, relative to the expected one's."""
+    actual, expected = actual.detach(), expected.detach()
+    assert actual.isfinite().all()
+    assert (actual - expected).norm() <= tolerance * expected.norm()
 
 
-def shard(rank, folder, world_size, penalty, route):
-    from torch.distributed.fsdp import fully_shard
+def close_gradients(found, model, penalty, before=None):
+    value, values, gradient = found
+    expected = gradients(model, penalty, before or (lambda model: None))
+    close(value, expected[0], 1e-9)
+    assert values == pytest.approx(expected[1], rel=1e-9)
+    assert gradient.keys() == expected[2].keys()
+    for name, own in expected[2].items():
+        close(gradient[name], own, 1e-9)
 
-    start(rank, folder, world_size)
+
+CASES_BY_RANKS = [(count, case) for count, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("count", "case"), CASES_BY_RANKS, ids=str)
+def test_ten_steps_are_those_of_one_process(groups, count, case):
+    first, *others = (found[str(case)] for found in groups[count])
+    tolerance = 1e-6 if case.dtype == torch.float32 else 1e-9
+    for name, expected in case.train().items():
+        close(first[name], expected, tolerance)
+        assert all(torch.equal(first[name], other[name]) for other in others)
+
+
+@pytest.mark.parametrize("wrap", ["DDP", "FSDP2", "FSDP2 at the root"])
+@pytest.mark.parametrize("route", ["loss", "backward_"])
+def test_data_aware_gradients_are_the_mean_over_ranks_that_see_other_images(groups, wrap, route):
     model = network()
-    for layer in (model[0], model[2], model):
-        fully_shard(layer, mesh=torch.distributed.init_device_mesh("cpu", (world_size,)))
-    ten_steps(model, penalty, route)
-    state = {name: value.full_tensor() for name, value in model.state_dict().items()}
-    if rank == 0:
-        torch.save(state, f"{folder}/state.pt")
-    torch.distributed.destroy_process_group()
+    initialize_(model, steps=2)
+    regularizer = Regularizer(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for rank in range(2):
+            loss = model(images(step)[rank::2]).square().mean()
+            ((loss + regularizer()) / 2).backward()
+        optimizer.step()
+    for found in groups[2]:
+        for name, expected in model.state_dict().items():
+            close(found[f"own images {wrap} {route}"][name], expected, 1e-9)
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    ("world_size", "penalty", "route"),
-    [(2, "crossed", "backward_"), (2, "recommended", "loss"), (3, "recommended", "backward_")],
+    ("check", "model", "penalty"),
+    [
+        ("gradients of kinds", kinds, "crossed"),
+        ("matched gradients of kinds", kinds, MATCHED),
+        ("cut by channels", network, "crossed"),
+        ("replicated", network, MATCHED),
+        ("without grad mode", network, "crossed"),
+    ],
 )
-def test_fsdp2_takes_the_steps_of_one_process(tmp_path, world_size, penalty, route):
+def test_gradients_are_those_of_one_process(groups, check, model, penalty):
+    for found in groups[2]:
+        close_gradients(found[check], model(), penalty)
+
+
+def ones(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
+@pytest.mark.parametrize(
+    ("check", "penalty"),
+    [
+        ("replicated gradient", "crossed"),
+        ("partial gradient", "crossed"),
+        ("partial gradient, gathered", "cosine"),
+    ],
+)
+def test_a_gradient_that_is_there_may_lie_otherwise(groups, check, penalty):
+    for found in groups[2]:
+        close_gradients(found[check], network(), penalty, ones)
+
+
+def test_small_filters_keep_their_digits_beside_a_large_one(groups):
+    _, _, expected = gradients(lopsided().double(), MATCHED)
+    for found in groups[2]:
+        actual = found["lopsided"][2]["0.weight"]
+        for own, reference in zip(actual, expected["0.weight"], strict=True):
+            close(own, reference)
+
+
+def test_traffic_does_not_grow_with_the_number_of_filters(groups):
+    """A sum over 25 lags in float64, for matched of each of 6 channels, and the value."""
+    sent = groups[2][0]["traffic"]
+    for filters in (16, 256):
+        assert sent[filters, "crossed"] == {"allreduce": 8 * (25 + 1)}
+        assert sent[filters, "matched"] == {"allreduce": 8 * (6 * 25 + 1)}
+        assert sent[filters, "none"] == {"all_gather_into_tensor": filters * 6 * 9 * 4 // 2}
+
+
+def test_what_cannot_be_right_is_refused(groups):
+    found = groups[2][1]
+    for message in found["flat shards"]:
+        assert "FSDP1) keeps its weight in a flat shard" in message
+        assert "fully_shard" in message
+    assert "Call model.reshard() before" in found["left gathered"]
+    assert "apply it to the module around it" in found["sharded alone"]
+    assert "gather the weight with full_tensor()" in found["second derivative"]
+
+
+def test_flat_shards_serve_while_they_are_summoned(groups):
     model = network()
-    ten_steps(model, penalty, route)
-    spawn(shard, (str(tmp_path), world_size, penalty, route), nprocs=world_size)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    for name, expected in model.state_dict().items():
-        assert (state[name] - expected).norm() <= 1e-6 * expected.norm()
+    model(images(0)[:4]).square().mean().backward()
+    value = Regularizer(model, "crossed").backward_()
+    for found in groups[2]:
+        close(found["summoned"][0], value)
+        for own, parameter in zip(found["summoned"][1], model.parameters(), strict=True):
+            close(own, parameter.grad)

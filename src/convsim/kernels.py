@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from convsim.errors import ConvsimError
+from convsim.sharding import Share, gather, is_sharded, lay_out_like, local_filters, share_of
 
 CONVOLUTIONS: dict[type[nn.Module], bool] = {
     nn.Conv1d: False,
@@ -49,6 +50,7 @@ class KernelBank:
         dilation: One integer per spatial axis.
         transposed: Whether the layer is a transposed convolution.
         inputs: (G, S, C·n) windows of the layer's real input, for a penalty that asks for them.
+        share: Where the layer's other filters are, if these are only this rank's.
     """
 
     filters: Tensor
@@ -56,6 +58,15 @@ class KernelBank:
     dilation: tuple[int, ...]
     transposed: bool = False
     inputs: Tensor | None = None
+    share: Share | None = None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many groups the layer has, and filters each of them, on all ranks together."""
+        if self.share is not None:
+            return self.share.groups, self.share.filters
+        groups, filters = self.filters.shape[:2]
+        return groups, filters
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -101,7 +112,7 @@ def kernel_bank(
     if isinstance(weight, UninitializedParameter):
         raise ConvsimError("The weight is lazy and not initialised: run one forward pass first.")
     shape = tuple(weight.shape)
-    if hasattr(weight, "full_tensor"):
+    if is_sharded(weight):
         raise ConvsimError(
             f"The weight is a DTensor (shape {shape}), and a shard alone would give a wrong "
             "similarity. Pass weight.full_tensor()."
@@ -161,13 +172,44 @@ class ConvLayer:
 
         One that is sharded over processes (a DTensor, as under FSDP2) is gathered, on all of them;
         gradients go back to the shards.
+
+        Raises:
+            ConvsimError: If it cannot be read, as where FSDP1 keeps it in a flat shard.
         """
-        if _recomputes_weight(self.module):
-            return _weight_in_forward(self)
+        return self.read()[0]
+
+    def read(self, *, shares: bool = False, average: bool = False) -> tuple[Tensor, Share | None]:
+        """Read the weight, or with `shares` only this rank's filters and where the others are.
+
+        Shares exist where a weight is sharded between whole filters, and groups; any other is read
+        as by `weight`. Gradients of a gathered one must be the same on all ranks, or with `average`
+        become their mean.
+        """
         module: Any = self.module
-        weight: Any = module.weight
-        whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-        return whole
+        weight = self._own_weight(average)
+        if not is_sharded(weight):
+            return weight, None
+        by_filters = shares and not module.transposed  # its first axis is input channels
+        share = share_of(weight, module.groups) if by_filters else None
+        return (
+            (gather(weight, average=average), None)
+            if share is None
+            else (local_filters(weight, share), share)
+        )
+
+    def outline(self) -> KernelBank:
+        """See the layer's bank without its numbers, on the meta device: nothing is gathered."""
+        weight = self._own_weight()
+        return self.bank(torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
+
+    def _own_weight(self, average: bool = False) -> Tensor:
+        module: Any = self.module
+        _refuse_flat_shard(self.name, module)
+        apart = self.parametrized and any(map(is_sharded, module.parameters()))
+        if _recomputes_weight(module) or apart:
+            return _weight_in_forward(self, average)
+        weight: Tensor = module.weight
+        return weight
 
     def set_weight(self, weight: Tensor) -> None:
         """Write the weight that convolves, through a parametrization's right inverse.
@@ -184,10 +226,7 @@ class ConvLayer:
             )
         if not self.parametrized:
             own = module.weight
-            if hasattr(own, "full_tensor"):
-                from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - optional
-
-                weight = distribute_tensor(weight, own.device_mesh, own.placements)
+            weight = lay_out_like(weight, own) if is_sharded(own) else weight
             with torch.no_grad():
                 own.copy_(weight)
             return
@@ -199,21 +238,23 @@ class ConvLayer:
                 "the layer out with layers=…."
             ) from error
 
-    def bank(self, weight: Tensor | None = None) -> KernelBank:
-        """See the layer's weight (or another of its shape) as groups of filters.
+    def bank(self, weight: Tensor | None = None, share: Share | None = None) -> KernelBank:
+        """See the layer's weight, another of its shape or this rank's share as groups of filters.
 
         Raises:
             ConvsimError: As `kernel_bank`, with the layer's name.
         """
         module: Any = self.module
+        weight = self.weight() if weight is None else weight
         try:
-            return kernel_bank(
-                self.weight() if weight is None else weight,
+            bank = kernel_bank(
+                weight,
                 stride=module.stride,
                 dilation=module.dilation,
-                groups=module.groups,
+                groups=module.groups if share is None else share.groups_in(weight),
                 transposed=module.transposed,
             )
+            return replace(bank, share=share)
         except ConvsimError as error:
             raise ConvsimError(f"Layer {self.name!r}: {error}") from error
 
@@ -248,6 +289,7 @@ def conv_layers(
                 f"Layer {name!r} ({type(module).__name__}) is lazy and not initialised: run one "
                 "forward pass first."
             )
+        _refuse_flat_shard(name, module)
     matches = _as_predicate(layers)
     chosen = {
         name: module
@@ -285,6 +327,24 @@ def selected_modules(
             f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
         )
     return chosen
+
+
+def _refuse_flat_shard(name: str, module: Any) -> None:
+    """Refuse a weight that FSDP1 keeps in a flat shard, of which filters cannot be told."""
+    weight = module._parameters.get("weight")
+    flat = (
+        "weight" in vars(module) and not any(True for _ in module.parameters())
+        if weight is None
+        else getattr(weight, "_fsdp_flattened", False)
+        and weight.dim() != 2 + len(module.kernel_size)
+    )
+    if flat:
+        raise ConvsimError(
+            f"Layer {name!r}: FullyShardedDataParallel (FSDP1) keeps its weight in a flat shard, "
+            "where filters cannot be told apart. Take torch.distributed.fsdp.fully_shard (FSDP2), "
+            "or, with use_orig_params=True, call convsim inside "
+            "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
+        )
 
 
 def _trains(module: nn.Module) -> bool:
@@ -351,15 +411,28 @@ class _CaptureWeight(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _weight_in_forward(layer: ConvLayer) -> Tensor:
-    """Run the layer's own forward as far as its convolution, as weight standardisation needs."""
+def _weight_in_forward(layer: ConvLayer, average: bool = False) -> Tensor:
+    """Run the layer's own forward as far as its convolution, as weight standardisation needs.
+
+    Parameters that are sharded are gathered for it.
+    """
     module: Any = layer.module
+    gathered = {
+        name: gather(parameter, average=average)
+        for name, parameter in module.named_parameters()
+        if is_sharded(parameter)
+    }
+    if hasattr(module, "set_reshard_after_backward"):  # FSDP2 would begin a forward pass
+        raise ConvsimError(
+            f"Layer {layer.name!r} ({type(module).__name__}) computes its weight from others, and "
+            "fully_shard is applied to the layer itself: apply it to the module around it instead."
+        )
     reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     like = next(module.parameters())
     probe = torch.zeros(1, module.in_channels, *reach, dtype=like.dtype, device=like.device)
     try:
         with _CaptureWeight():
-            module(probe)
+            torch.func.functional_call(module, gathered, (probe,))
     except _CapturedWeight as captured:
         return captured.weight
     raise ConvsimError(

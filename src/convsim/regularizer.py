@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers, is_convolution
 from convsim.penalties import ActivationPenalty, Penalty, preset
+from convsim.sharding import Share, average_over_ranks_, norm, ranks, settle_gradients_
 from convsim.watch import Watch
 from convsim.windows import sample_windows
 
@@ -87,9 +88,10 @@ class Regularizer:
             self._refuse_auto()
         _ = self.coefficient  # refuse a bad one now
         with torch.no_grad():
-            banks = {layer.name: layer.bank() for layer in self.layers}
+            banks = {layer.name: layer.outline() for layer in self.layers}
         self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
+        self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._maps: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._watch = self._look_at(model) if self._needs_forward() else None
@@ -116,7 +118,7 @@ class Regularizer:
             or (is_convolution(module) and module.weight is layer.module.weight)
         ]
         maps, inputs, windows = self._maps, self._inputs, self.penalty.windows
-        shapes = {id(module): _shape(ConvLayer(name, module)) for name, module in modules}
+        shapes = {id(module): ConvLayer(name, module).outline() for name, module in modules}
 
         def keep_maps(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
             if torch.is_grad_enabled():
@@ -156,15 +158,20 @@ class Regularizer:
                 "loss + regularizer() does not know. Use loss.backward(); regularizer.backward_()."
             )
         if not self._acting:
-            return torch.zeros((), device=self.layers[0].weight().device)
+            return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
         if isinstance(self.penalty, ActivationPenalty):
             values = [self._maps_value(self.penalty, layer.name) for layer in self._acting]
         else:
-            values = self.penalty.values([self._bank(layer) for layer in self._acting])
-        return self._total(values)
+            apart = bool(self.penalty.windows)  # ranks read other images
+            banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
+            values = self.penalty.values(banks)
+        return self._weighed(self._reduced(values))
 
-    def _bank(self, layer: ConvLayer, weight: Tensor | None = None) -> KernelBank:
-        bank = layer.bank(weight)
+    def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
+        return layer.read(shares=self.penalty.takes_shares, average=average)
+
+    def _bank(self, layer: ConvLayer, weight: Tensor, share: Share | None) -> KernelBank:
+        bank = layer.bank(weight, share)
         if not self.penalty.windows:
             return bank
         if layer in self._acting and layer.name not in self._inputs:
@@ -175,9 +182,8 @@ class Regularizer:
         inputs = self._inputs.get(layer.name)
         return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
 
-    def _total(self, values: list[Tensor]) -> Tensor:
-        coefficient = self._coefficient if self._auto else self.coefficient
-        return self._reduced(values) * coefficient
+    def _weighed(self, value: Tensor) -> Tensor:
+        return value * (self._coefficient if self._auto else self.coefficient)
 
     def _reduced(self, values: list[Tensor]) -> Tensor:
         """Put the layers together, without the coefficient."""
@@ -213,12 +219,14 @@ class Regularizer:
         """
         if not self._acting:
             return self()
-        weights = [layer.weight() for layer in self._acting]
+        self._settle_shards()
+        with torch.enable_grad():
+            weights, shares = zip(*(self._read(layer) for layer in self._acting), strict=True)
         banks = [
-            self._bank(layer, weight.detach())
-            for layer, weight in zip(self._acting, weights, strict=True)
+            self._bank(layer, weight.detach(), share)
+            for layer, weight, share in zip(self._acting, weights, shares, strict=True)
         ]
-        over_ranks = bool(self.penalty.windows) and _ranks() > 1
+        over_ranks = bool(self.penalty.windows) and ranks() > 1
         apart = self._auto or over_ranks  # from the gradient that is there already
         gradients = [
             _gradient(layer, weight, bank, apart)
@@ -226,29 +234,47 @@ class Regularizer:
         ]
         factor = self._layer_factor() * (1.0 if self._auto else self.coefficient * scale)
         values = self.penalty.add_gradients_(banks, gradients, [factor] * len(banks))
+        value = self._reduced(values)
         if over_ranks:
-            _average_over_ranks_(gradients)
+            average_over_ranks_([*(own for own in gradients if own is not None), value])
         if self._auto:
-            by = self._share(weights, gradients, self._reduced(values))
+            by = self._auto_factor(banks, gradients, value)
             gradients = [g if g is None else g * by.to(g) for g in gradients]
             self._coefficient = by / scale
         for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
             if gradient is not None and (apart or not _in_place(weight)):
                 _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
-        return self._total(values)
+        return self._weighed(value)
 
-    def _share(
-        self, weights: list[Tensor], gradients: list[Tensor | None], value: Tensor
+    def _settle_shards(self) -> None:
+        """Make sure that gradients reach the shards that an optimizer holds."""
+        for layer in self._acting:
+            if settle_gradients_(layer.module):
+                self._sharded.add(layer.name)
+            elif layer.name in self._sharded:
+                raise ConvsimError(
+                    f"Layer {layer.name!r} was sharded and is now gathered: a gradient added here "
+                    "would not reach the optimizer. Call model.reshard() before "
+                    "regularizer.backward_(), or set_reshard_after_backward(True)."
+                )
+
+    def _auto_factor(
+        self, banks: list[KernelBank], gradients: list[Tensor | None], value: Tensor
     ) -> Tensor:
         """Find the factor that makes the penalty's gradient a share of the loss' gradient."""
-        losses = [w.grad for w in weights if w.requires_grad and w.grad is not None]
+        modules: list[Any] = [layer.module for layer in self._acting]
+        weights = [module.weight for module in modules if module.weight.requires_grad]
+        losses = [weight.grad for weight in weights if weight.grad is not None]
         if not losses:
             raise ConvsimError(
                 'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
                 "regularizer.backward_()."
             )
-        own, loss = _norm([g for g in gradients if g is not None]), _norm(losses)
-        rounding = own * _norm(weights) <= 1e-5 * value.abs().to(own)  # nothing is left to lower
+        shares = [bank.share for bank in banks]
+        own = norm([value.new_zeros(()) if g is None else g for g in gradients], shares)
+        loss = norm(losses)
+        filters = norm([bank.filters for bank in banks], shares)
+        rounding = own * filters <= 1e-5 * value.abs().to(own)  # nothing is left to lower
         return torch.where(rounding | ~loss.isfinite(), 0, _AUTO_SHARE * loss / own)
 
     def _refuse_auto(self) -> None:
@@ -272,7 +298,8 @@ class Regularizer:
         Of layers that it cannot act on the constant value, 0 for a penalty on real inputs.
         """
         read = [layer for layer in self.layers if layer in self._acting or not self.penalty.windows]
-        found = {layer.name: self.penalty.value(self._bank(layer)).item() for layer in read}
+        values = self.penalty.values([self._bank(layer, *self._read(layer)) for layer in read])
+        found = {layer.name: value.item() for layer, value in zip(read, values, strict=True)}
         return {layer.name: found.get(layer.name, 0.0) for layer in self.layers}
 
     def step(self) -> None:
@@ -298,33 +325,6 @@ class Regularizer:
     def _layer_factor(self) -> float:
         mean = self.penalty.reduction == "mean"
         return 1 / (max(1, len(self._acting)) if mean else 1)
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(own.float()) for own in tensors]
-    total: Tensor = torch.linalg.vector_norm(
-        torch.stack([norm.to(norms[0].device) for norm in norms])
-    )
-    return total
-
-
-def _shape(layer: ConvLayer) -> KernelBank:
-    bank = layer.bank(layer.weight().detach())
-    return bank.with_filters(bank.filters.to("meta"))
-
-
-def _ranks() -> int:
-    distributed = torch.distributed
-    started = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if started else 1
-
-
-def _average_over_ranks_(gradients: list[Tensor | None]) -> None:
-    """Average over data-parallel ranks, which read other images, as DDP does for the loss."""
-    for gradient in gradients:
-        if gradient is not None:
-            torch.distributed.all_reduce(gradient)
-            gradient.div_(_ranks())
 
 
 def _in_place(weight: Tensor) -> bool:

@@ -155,7 +155,7 @@ def bank_similarity(
 
 def pair_count(bank: KernelBank, pairs: Pairs) -> int:
     """Count the pairs of filters that a bank's similarity sums over."""
-    groups, filters = bank.filters.shape[:2]
+    groups, filters = bank.counts
     return groups * (filters * (filters - 1) // 2 if pairs == "all" else filters - 1)
 
 
@@ -185,6 +185,11 @@ def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None
 def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
     """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
     check_options("all", channels, scale, "sum")
+    if bank.share is not None:
+        raise ConvsimError(
+            "These are one rank's filters of a sharded layer, whose similarity needs those of all "
+            "ranks here, as a second derivative does: gather the weight with full_tensor()."
+        )
     return pool_by_class(
         tap_products(scaled_filters(bank.filters.flatten(3), scale)[0], channels), bank
     ).flatten(2)

@@ -1,8 +1,9 @@
 """Convolutional Similarity and its gradient, by the fastest means at hand.
 
 One question (`problem`), several answers, each checked against `convsim.similarity`: ``compiled``
-(C++, on a CPU with a compiler), ``fused`` (Triton, on an NVIDIA GPU, crossed form) and ``eager``
-(torch alone, anywhere). The environment variable ``CONVSIM_BACKEND=eager`` keeps to torch.
+(C++, on a CPU with a compiler), ``fused`` (Triton, on an NVIDIA GPU, crossed form), ``eager``
+(torch alone, anywhere), and ``sharded`` for filters that lie on several processes. The environment
+variable ``CONVSIM_BACKEND=eager`` keeps to torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends import compiled, eager, fused
+from convsim.backends import compiled, eager, fused, sharded
 from convsim.backends.problem import Options
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
@@ -98,6 +99,9 @@ def add_gradients_(
     """
     if not torch.compiler.is_compiling():
         return _add_gradients_(banks, gradients, factors, options)
+    if any(bank.share is not None for bank in banks):
+        apart: Any = torch.compiler.disable(_add_gradients_)
+        return list(apart(banks, gradients, factors, options))
     values: Tensor = _operator(  # one node of the graph, whatever the backend
         [bank.filters for bank in banks],
         [gradient for gradient in gradients if gradient is not None],
@@ -162,9 +166,9 @@ def _add_gradients_(
 def _chosen() -> list[ModuleType]:
     name = os.environ.get("CONVSIM_BACKEND")
     if name is None:
-        return list(_BACKENDS.values())
+        return [sharded, *_BACKENDS.values()]
     if name not in _BACKENDS:
         raise ConvsimError(
             f"CONVSIM_BACKEND must be one of {', '.join(map(repr, _BACKENDS))}; got {name!r}."
         )
-    return [_BACKENDS[name], eager]
+    return [sharded, _BACKENDS[name], eager]

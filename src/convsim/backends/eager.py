@@ -67,52 +67,77 @@ def add_gradients_(
     """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
     with torch.no_grad(), full_precision(banks[0].filters):
         return [
-            _add_gradient_(bank, gradient, factor, options)
+            add_gradient_(bank, gradient, factor, options)
             for bank, gradient, factor in zip(banks, gradients, factors, strict=True)
         ]
 
 
-def _add_gradient_(
-    bank: KernelBank, gradient: Tensor | None, factor: float, options: Options
+def sum_autocorrelations(bank: KernelBank, options: Options) -> Tensor:
+    """Sum the autocorrelations of a group's filters, in float64: (G, X, L)."""
+    cut = _Cut(bank, options)
+    sums = [cut.autocorrelate(c).sum(1, dtype=torch.float64) for c in cut.channels]
+    return torch.cat(sums, 1)
+
+
+def add_gradient_(
+    bank: KernelBank,
+    gradient: Tensor | None,
+    factor: float,
+    options: Options,
+    further: Tensor | None = None,
 ) -> Tensor:
-    large = prod(bank.kernel) > _FOURIER_FROM[options.channels] and Fourier.serves(bank)
-    correlator = (Fourier if large else Gram)(bank, options)
-    filters, channels = _slices(bank, correlator.lags, options)
+    """Add one bank's gradient and return its similarity: ½ Σ ⟨a_i, N_i⟩ over its own filters.
+
+    `further` (G, X, L) is the sum of partners that are not in the bank.
+    """
+    cut = _Cut(bank, options)
     weight = pair_weight(bank, options.pairs, options.reduction)
-    w_GMCn = bank.filters.flatten(3)
-    norms = [scaled_filters(w_GMCn[:, m], options.scale)[1:] for m in filters]
-    along_GM = w_GMCn.new_zeros(w_GMCn.shape[:2])
+    along_GM = bank.filters.new_zeros(bank.filters.shape[:2])
 
-    def unit(m: slice, c: slice, norm: Tensor, peak: Tensor) -> Tensor:
-        return w_GMCn[:, m, c] / peak / norm
-
-    def add(m: slice, c: slice, norm: Tensor, peak: Tensor, g_GMCn: Tensor) -> None:
+    def add(i: int, c: slice, g_GMCn: Tensor) -> None:
         assert gradient is not None
+        norm, peak = cut.norms[i]
         own = g_GMCn * (2 * weight * factor / norm / peak)
-        gradient[:, m, c].add_(own.unflatten(-1, bank.kernel))
+        gradient[:, cut.filters[i], c].add_(own.unflatten(-1, bank.kernel))
 
-    for c in channels:
-        a_GMXL = torch.cat(
-            [
-                correlator.autocorrelate(unit(m, c, *norm))
-                for m, norm in zip(filters, norms, strict=True)
-            ],
-            1,
-        )
+    slices = range(len(cut.filters) if gradient is not None else 0)
+    for c in cut.channels:
+        a_GMXL = cut.autocorrelate(c)
         n_GMXL = sum_partners(a_GMXL.flatten(2), options.pairs).view_as(a_GMXL)
+        if further is not None:
+            n_GMXL = n_GMXL + further[:, None, c].to(n_GMXL)
         along_GM += (a_GMXL * n_GMXL).sum((-2, -1))
-        for m, norm in zip(filters if gradient is not None else [], norms, strict=False):
-            add(m, c, *norm, correlator.convolve(unit(m, c, *norm), n_GMXL[:, m]))
-    if options.scale == "unit" and gradient is not None:
-        for m, norm in zip(filters, norms, strict=True):
-            everything = slice(None)
-            w = unit(m, everything, *norm)
-            add(m, everything, *norm, -w * along_GM[:, m, None, None])
+        for i in slices:
+            add(i, c, cut.correlator.convolve(cut.unit(i, c), n_GMXL[:, cut.filters[i]]))
+    if options.scale == "unit":
+        for i in slices:
+            along = along_GM[:, cut.filters[i], None, None]
+            add(i, slice(None), -cut.unit(i, slice(None)) * along)
     return 0.5 * weight * along_GM.sum()
 
 
+class _Cut:
+    """A bank's scaled filters, cut so that an intermediate has about `_ELEMENTS` numbers."""
+
+    def __init__(self, bank: KernelBank, options: Options) -> None:
+        large = prod(bank.kernel) > _FOURIER_FROM[options.channels] and Fourier.serves(bank)
+        self.correlator = (Fourier if large else Gram)(bank, options)
+        self.filters, self.channels = _slices(bank, self.correlator.lags, options)
+        self.w_GMCn = bank.filters.flatten(3)
+        self.norms = [scaled_filters(self.w_GMCn[:, m], options.scale)[1:] for m in self.filters]
+
+    def unit(self, i: int, c: slice) -> Tensor:
+        """Take the i-th slice of the filters, each divided by its norm."""
+        norm, peak = self.norms[i]
+        return self.w_GMCn[:, self.filters[i], c] / peak / norm
+
+    def autocorrelate(self, c: slice) -> Tensor:
+        """Compute the autocorrelations of all filters over some channels: (G, M, X, L)."""
+        parts = [self.correlator.autocorrelate(self.unit(i, c)) for i in range(len(self.filters))]
+        return torch.cat(parts, 1)
+
+
 def _slices(bank: KernelBank, lags: int, options: Options) -> tuple[list[slice], list[slice]]:
-    """Cut filters and channels so that an intermediate has about `_ELEMENTS` numbers."""
     groups, members, channels = bank.filters.shape[:3]
     taps = prod(bank.kernel)
     elements = _ELEMENTS.get(bank.filters.device.type, _ELEMENTS["cpu"]) // groups

@@ -30,6 +30,7 @@ from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.files import locked, replacing
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.presentation import terminal_table, write_comparison
+from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 from convsim.visible import visible
@@ -127,7 +128,7 @@ def train_command(
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
     Writes last.ckpt (after every epoch), model.safetensors and record.json to the folder, and
-    prints the results as JSON.
+    prints the results as JSON. Under torchrun, processes share every batch and the first writes.
     """
     from safetensors.torch import save  # noqa: PLC0415
 
@@ -141,7 +142,8 @@ def train_command(
             f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
         )
     run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
-    with progress_bar() as progress:
+    first = processes().rank == 0
+    with progress_bar(shown=first) as progress:
         task = progress.add_task("epochs", total=epochs)
 
         def show(epoch: int, _: int, scores: dict[str, float]) -> None:
@@ -149,6 +151,8 @@ def train_command(
             progress.update(task, completed=epoch, description=text)
 
         network, record = train(run_, folder, show)
+    if not first:
+        return
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     files = {
         "model.safetensors": save(tensors),

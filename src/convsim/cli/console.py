@@ -29,7 +29,7 @@ def say(text: object, *, head: str = "") -> None:
     talk.print(line, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, shown: bool = True) -> Progress:
     """Make a progress bar on stderr."""
     return Progress(
         Description(),
@@ -38,4 +38,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=talk,
+        disable=not shown,
     )

@@ -58,14 +58,16 @@ class RegularizerCallback(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
-        """Add the gradient of a penalty on feature maps, while their graph lives."""
+        """Add a penalty on feature maps to the loss, in place: DDP allows one backward a step."""
         if self.regularizer is None or not self._on_maps():
             return
         value = self.regularizer()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
-        (value * scale).backward(retain_graph=True)
-        pl_module.log("convsim/penalty", value.detach(), on_step=False, on_epoch=True)
+        loss.add_(value * scale)
+        pl_module.log(
+            "convsim/penalty", value.detach(), on_step=False, on_epoch=True, sync_dist=True
+        )
 
     def _on_maps(self) -> bool:
         return self.regularizer is not None and isinstance(
@@ -78,4 +80,10 @@ class RegularizerCallback(Callback):
         """Add the gradient."""
         if self.regularizer is not None and not self._on_maps():
             value = self.regularizer.backward_()
-            pl_module.log("convsim/penalty", value, on_step=False, on_epoch=True)
+            _log(pl_module, value)
+
+
+def _log(module: LightningModule, value: torch.Tensor) -> None:
+    """Log the epoch's mean, over ranks too."""
+    name = "convsim/penalty"
+    module.log(name, value.detach(), on_step=False, on_epoch=True, sync_dist=True)

@@ -41,7 +41,10 @@ class Classifier(LightningModule):
         images, labels = batch
         loss = nn.functional.cross_entropy(self(images), labels)
         self._require_finite(loss, "training loss")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(
+            "train_loss", loss,
+            on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True,
+        )  # fmt: skip
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

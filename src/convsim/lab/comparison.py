@@ -18,6 +18,7 @@ from convsim.lab.datasets import ImageData
 from convsim.lab.files import locked
 from convsim.lab.launchers import checkpoints, find_launcher
 from convsim.lab.methods import Coefficient, Method
+from convsim.lab.processes import processes
 from convsim.lab.records import Record, append_record, read_records, telling_damage
 from convsim.lab.runs import Recipe, Run
 
@@ -174,6 +175,11 @@ def _check_grid(
     if tuning_seeds < 1 or jobs < 1:
         raise ConvsimError(
             f"tuning_seeds and jobs must be at least 1; got {tuning_seeds} and {jobs}."
+        )
+    if processes().count > 1:
+        raise ConvsimError(
+            f"A comparison starts its own processes; torchrun started {processes().count}, which "
+            "would all run the same grid. Start it without torchrun, with --jobs."
         )
 
 

@@ -26,6 +26,7 @@ from convsim.integrations.lightning import RegularizerCallback
 from convsim.lab.classifier import Classifier, accuracy, in_order
 from convsim.lab.files import locked, replacing
 from convsim.lab.models import build_model
+from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Run
 from convsim.lab.weights import read_checkpoint
@@ -39,10 +40,13 @@ _SCORES = ("accuracy", "train_loss", "seconds")
 
 
 class _ShuffledBatches(Sampler[list[int]]):
-    """Index lists in an order that seed and epoch alone decide, so that a resume repeats it."""
+    """Index lists in an order that seed and epoch alone decide, so that a resume repeats it.
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    Of each list every process takes its share.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, ours: Processes) -> None:
+        self.count, self.batch_size, self.seed, self.ours = count, batch_size, seed, ours
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +58,7 @@ class _ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator)
-        return (batch.tolist() for batch in order.split(self.batch_size))
+        return (self.ours.share(batch.tolist()) for batch in order.split(self.batch_size))
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
@@ -74,13 +78,14 @@ class _Bookkeeping(Callback):
 
     def __init__(self, run: Run, checkpoint: Path | None, progress: Progress | None) -> None:
         self.run, self.checkpoint, self.progress = run, checkpoint, progress
+        self.resumed = checkpoint is not None and checkpoint.exists()
         self.curve: list[dict[str, float]] = []
         self.initialization_seconds = 0.0
         self.started = 0.0
         self.steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.checkpoint is not None and not self.checkpoint.exists():
+        if self.checkpoint is not None and not self.resumed:
             trainer.save_checkpoint(self.checkpoint)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +95,14 @@ class _Bookkeeping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
-            torch.manual_seed(self.run.seed * 1_000_003 + trainer.current_epoch)
+            seed = self.run.seed * 1_000_003 + trainer.current_epoch
+            torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give all processes the first one's statistics of normalization layers."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps += 1
@@ -121,6 +133,8 @@ def train(
 ) -> tuple[nn.Module, Record]:
     """Train one network, resuming from the folder's checkpoint if there is one.
 
+    Under torchrun the processes share every batch, and all return the same.
+
     Args:
         run: What to train.
         folder: Where to keep a checkpoint, made before the first epoch and after every one; none is
@@ -137,14 +151,14 @@ def train(
         NonFiniteError: If the loss stops being finite; the last good checkpoint stays.
         WriteError: If the folder cannot be written; the last checkpoint stays.
     """
-    with nullcontext() if folder is None else locked(folder):
+    with nullcontext() if folder is None or processes().rank else locked(folder):
         return _train(run, None if folder is None else folder / "last.ckpt", progress)
 
 
 def _train(
     run: Run, checkpoint: Path | None, progress: Progress | None
 ) -> tuple[nn.Module, Record]:
-    recipe, method = run.recipe, run.method
+    recipe, method, ours = run.recipe, run.method, processes()
     split = run.data.hold_out(recipe.validation, seed=0)
     resumed = checkpoint is not None and checkpoint.exists()
     finished = _finished_epochs(checkpoint, run) if checkpoint and resumed else 0
@@ -166,13 +180,15 @@ def _train(
     if method.regularizer is not None:
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
     classifier = Classifier(model, recipe, split.train_images)
-    batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed)
+    batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _as_a_library():
         trainer = Trainer(
-            max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto", devices=1,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, plugins=[_WholeCheckpoints()],
+            max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto",
+            devices=ours.on_node, num_nodes=ours.count // ours.on_node,
+            use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            plugins=[_WholeCheckpoints()],
         )  # fmt: skip
         try:
             trainer.fit(
@@ -239,6 +255,7 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
         },
         "final_lr": group["lr"],
         "steps": trainer.global_step,
+        "processes": trainer.world_size,
         "precision": trainer.precision,
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "regularizer": [repr(regularizer).splitlines() for regularizer in regularizers],

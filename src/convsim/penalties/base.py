@@ -32,6 +32,11 @@ class Penalty(ABC):
         """How many windows of a layer's real input the penalty wants; 0: the kernels are enough."""
         return 0
 
+    @property
+    def takes_shares(self) -> bool:
+        """Whether `values` and `add_gradients_` take banks with a share: one rank's filters."""
+        return False
+
     @abstractmethod
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer, a differentiable scalar."""

@@ -42,6 +42,11 @@ class ConvolutionalSimilarity(Penalty):
     def __post_init__(self) -> None:
         check_options(self.pairs, self.channels, self.scale, self.reduction)
 
+    @property
+    def takes_shares(self) -> bool:
+        """Whether filters meet in a sum alone: where all are partners, not neighbours."""
+        return self.pairs == "all"
+
     def value(self, bank: KernelBank) -> Tensor:
         """Compute Convolutional Similarity of one layer."""
         return bank_similarity(bank, self.pairs, self.channels, self.scale, self.reduction)

@@ -1,0 +1,145 @@
+"""A weight whose parts lie on several processes: gathered, or taken by the filters of this one.
+
+`torch.distributed.tensor` says where the parts lie, whoever cut them: FSDP2, HSDP, tensor parallel.
+A weight cut between whole filters (as by FSDP2) can stay where it is for a penalty that meets other
+filters in a sum alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Share:
+    """All filters of a layer, of which a bank holds those of this rank.
+
+    Attributes:
+        ranks: The process group that holds them all, each once.
+        groups: How many groups the layer has on all ranks.
+        filters: How many filters each of them has.
+    """
+
+    ranks: Any
+    groups: int
+    filters: int
+
+    @property
+    def meets(self) -> bool:
+        """Whether filters of one group lie on several ranks."""
+        return self.groups == 1
+
+    def groups_in(self, weight: Tensor) -> int:
+        """Count the groups in this rank's part of the weight: whole ones, or one in parts."""
+        return 1 if self.meets else len(weight) // self.filters
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Tell whether a weight is a DTensor, all of it or a part here."""
+    return hasattr(weight, "full_tensor")
+
+
+def gather(weight: Any, *, average: bool = False) -> Tensor:
+    """Gather a DTensor on all of its ranks; gradients go back to the parts.
+
+    With `average` as the mean over ranks, which FSDP takes of the loss' gradients; otherwise they
+    must be the same on all.
+    """
+    from torch.distributed.tensor import Partial  # noqa: PLC0415 - optional
+
+    layout = [Partial("avg")] * weight.device_mesh.ndim if average else None
+    whole: Tensor = weight.full_tensor(grad_placements=layout)
+    return whole
+
+
+def share_of(weight: Any, groups: int) -> Share | None:
+    """See a DTensor (groups · filters, …) as whole filters on each rank.
+
+    Returns:
+        None where it is cut along another axis, along two axes of the mesh, or inside one of
+        several groups, and where it is not sharded at all.
+    """
+    from torch.distributed.tensor import Shard  # noqa: PLC0415 - optional
+
+    cuts = [axis for axis, p in enumerate(weight.placements) if not p.is_replicate()]
+    if len(cuts) != 1:
+        return None
+    (axis,) = cuts
+    placement, mesh = weight.placements[axis], weight.device_mesh
+    filters = weight.shape[0] // groups
+    longest = -(-weight.shape[0] // mesh.size(axis))  # ranks before the last ones hold this many
+    if type(placement) is not Shard or placement.dim != 0 or (groups > 1 and longest % filters):
+        return None
+    return Share(mesh.get_group(axis), groups, filters)
+
+
+def local_filters(weight: Any, share: Share) -> Tensor:
+    """Take this rank's part, differentiable; one group of zeros, similar to none, if it has none.
+
+    In cut groups that is one filter.
+    """
+    own: Tensor = weight.to_local()
+    return own if len(own) else own.new_zeros(1 if share.meets else share.filters, *own.shape[1:])
+
+
+def lay_out_like(whole: Tensor, weight: Any) -> Tensor:
+    """Cut a whole tensor, the same on all ranks, as a DTensor is cut."""
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - optional
+
+    return distribute_tensor(whole, weight.device_mesh, weight.placements)
+
+
+def settle_gradients_(module: nn.Module) -> bool:
+    """Lay each gradient out as its parameter is, and tell whether any parameter is sharded.
+
+    A gradient that is still to be summed over ranks (Partial) could not take another one.
+    """
+    found = False
+    parameters: Iterable[Any] = module.parameters()
+    for parameter in parameters:
+        if is_sharded(parameter):
+            found = True
+            grad, placements = parameter.grad, parameter.placements
+            if grad is not None and grad.placements != placements:
+                parameter.grad = grad.redistribute(grad.device_mesh, placements)
+    return found
+
+
+def norm(tensors: Sequence[Tensor], shares: Iterable[Share | None] = repeat(None)) -> Tensor:
+    """Compute the norm of tensors together, each whole, a DTensor, or this rank's share."""
+    norms = [_norm(tensor, share) for tensor, share in zip(tensors, shares, strict=False)]
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([own.to(norms[0].device) for own in norms])
+    )
+    return total
+
+
+def _norm(tensor: Tensor, share: Share | None) -> Tensor:
+    own: Any = torch.linalg.vector_norm(tensor.detach().float())
+    if is_sharded(own):
+        own = own.full_tensor()
+    if share is not None:
+        squared = own.double().square()
+        torch.distributed.all_reduce(squared, group=share.ranks)
+        own = squared.sqrt().to(own)
+    return own  # type: ignore[no-any-return]
+
+
+def average_over_ranks_(tensors: Iterable[Tensor]) -> None:
+    """Average over data-parallel ranks, which read other images, as DDP does for the loss."""
+    for tensor in tensors:
+        torch.distributed.all_reduce(tensor)
+        tensor.div_(ranks())
+
+
+def ranks() -> int:
+    """Count the processes that train together."""
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if started else 1
