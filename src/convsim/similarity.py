@@ -12,7 +12,6 @@ autocorrelation, and similarity becomes an inner product of such vectors: all pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 from math import gcd
 from typing import Literal, get_args
@@ -23,6 +22,7 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
+from convsim.tables import kept
 
 Pairs = Literal["all", "adjacent"]
 Channels = Literal["crossed", "matched"]
@@ -238,8 +238,7 @@ def _classes(bank: KernelBank) -> tuple[Tensor, int]:
     return _classes_on(*geometry, bank.filters.device)
 
 
-@lru_cache(maxsize=64)  # a copy to a GPU at every call would wait for it
-@torch.inference_mode(False)  # so that what is kept serves every mode
+@kept(64)  # a copy to a GPU at every call would wait for it
 def _classes_on(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
     device: torch.device,
@@ -248,8 +247,7 @@ def _classes_on(
     return index.to(device), count
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@kept(64)
 def tap_pair_classes(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
 ) -> tuple[Tensor, int]:
