@@ -100,6 +100,10 @@ def kernel_bank(
         raise ConvsimError(f"A weight must be a torch.Tensor; got {type(weight).__name__}.")
     if isinstance(weight, UninitializedParameter):
         raise ConvsimError("The weight is lazy and not initialised: run one forward pass first.")
+    if weight.is_nested:
+        raise ConvsimError(
+            "A weight must be dense; got a nested tensor. Pass its parts one by one."
+        )
     shape = tuple(weight.shape)
     if hasattr(weight, "full_tensor"):
         raise ConvsimError(
@@ -124,7 +128,10 @@ def kernel_bank(
             f"groups must be a positive integer that divides the weight's first axis; got "
             f"groups={groups!r} for shape {shape}."
         )
-    precise = weight if weight.dtype == torch.float64 else weight.float()
+    try:
+        precise = weight if weight.dtype == torch.float64 else weight.float()
+    except NotImplementedError as error:  # packed 4-bit numbers
+        raise ConvsimError(f"torch cannot read numbers of dtype {weight.dtype}.") from error
     filters = precise.unflatten(0, (groups, -1))
     return KernelBank(
         filters=filters.transpose(1, 2) if transposed else filters,
@@ -134,8 +141,9 @@ def kernel_bank(
     )
 
 
-def _per_axis(option: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Iterable) else (value,) * dims
+def _per_axis(option: str, value: Any, dims: int) -> tuple[int, ...]:
+    one = isinstance(value, Tensor) or not isinstance(value, Iterable)
+    values: tuple[int, ...] = (value,) * dims if one else tuple(value)
     if len(values) != dims or not all(isinstance(v, int) and v >= 1 for v in values):
         raise ConvsimError(
             f"{option} must be a positive integer, or one for each of the {dims} spatial axes; "
@@ -235,6 +243,7 @@ def conv_layers(
     Raises:
         ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
     """
+    _refuse_no_module(model)
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = {name: m for name, m in modules.items() if isinstance(m, _KINDS)}
     if not found:
@@ -278,6 +287,7 @@ def selected_modules(
     Raises:
         ConvsimError: If nothing is selected.
     """
+    _refuse_no_module(model)
     matches = _as_predicate(modules)
     chosen = [(name, module) for name, module in model.named_modules() if matches(name, module)]
     if not chosen:
@@ -285,6 +295,11 @@ def selected_modules(
             f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
         )
     return chosen
+
+
+def _refuse_no_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
 
 
 def _trains(module: nn.Module) -> bool:
@@ -312,6 +327,11 @@ def _as_predicate(
         return lambda name, module: isinstance(module, layers)
     if callable(layers):
         return layers
+    if not isinstance(layers, Iterable):
+        raise ConvsimError(
+            "Layers are chosen by name patterns, layer types or predicates (name, module); got "
+            f"{layers!r}."
+        )
     predicates = [_as_predicate(layer) for layer in layers]
     return lambda name, module: any(matches(name, module) for matches in predicates)
 

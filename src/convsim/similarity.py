@@ -210,6 +210,13 @@ def scaled_filters(w_GMCn: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor
     return w_GMCn / norm, norm, peak
 
 
+def filter_norms(filters_GMCk: Tensor) -> Tensor:
+    """Compute every filter's norm, however large or small: (G, M), float64 but on MPS."""
+    exact = torch.float32 if filters_GMCk.device.type == "mps" else torch.float64
+    norms: Tensor = torch.linalg.vector_norm(filters_GMCk.flatten(2), dim=2, dtype=exact)
+    return norms
+
+
 def tap_products(w_GMCn: Tensor, channels: Channels) -> Tensor:
     """Multiply every two taps: (G, M, 1, n, n) summed over channels, or (G, M, C, n, n)."""
     if channels == "matched":

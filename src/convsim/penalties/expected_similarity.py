@@ -11,7 +11,7 @@ from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.penalties.gram import off_diagonal
 from convsim.precision import full_precision
-from convsim.similarity import unit_filters
+from convsim.similarity import scaled_filters, unit_filters
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,10 @@ class ExpectedSimilarity(Penalty):
                 x_GSR = x_GSR - x_GSR.double().mean(1, keepdim=True).to(x_GSR)
             f_GSM = x_GSR @ unit_filters(bank).flatten(2).mT
             f_SM = f_GSM.transpose(0, 1).flatten(1)
-            norm_M = f_SM.square().sum(0)
-            live_M = norm_M > 0
-            f_SM = f_SM * live_M / norm_M.where(live_M, 1).sqrt()
-            maps = f_SM.shape[1]
-            return off_diagonal(f_SM.mT @ f_SM).square().sum() / max(1, maps * (maps - 1))
+            unit_M1S = scaled_filters(f_SM.mT.unsqueeze(1)[None], "unit")[0][0]
+            unit_MS = unit_M1S.squeeze(1)
+            maps = len(unit_MS)
+            return off_diagonal(unit_MS @ unit_MS.mT).square().sum() / max(1, maps * (maps - 1))
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the layer has two maps or more."""
