@@ -7,7 +7,7 @@ The only place that knows layer types and weight layouts. Shape suffixes: G grou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,7 +64,8 @@ class KernelBank:
 
     def with_filters(self, filters: Tensor) -> KernelBank:
         """Put other filters of the same shape in place of these."""
-        return replace(self, filters=filters)
+        # Spelled out, for torch.compile of torch < 2.7 does not trace dataclasses.replace.
+        return KernelBank(filters, self.stride, self.dilation, self.transposed, self.inputs)
 
     def to_weight(self, filters: Tensor) -> Tensor:
         """Lay a (G, M, C, k) tensor out as the layer's weight, the inverse of `kernel_bank`."""
