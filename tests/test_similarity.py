@@ -294,7 +294,6 @@ def test_invariances():
         torch.testing.assert_close(convsim.convolutional_similarity(same), value)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_equals_eager():
     compiled = torch.compile(convsim.convolutional_similarity, backend="aot_eager")
     weight = random_weight((8, 4, 3, 3))

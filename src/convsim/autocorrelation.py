@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
-from convsim.similarity import Scale, check_options
+from convsim.similarity import Scale, check_options, unit_filters
 from convsim.windows import ALL, sample_windows
 
 
@@ -54,13 +54,20 @@ def expected_similarity(
                 [0.5000, 1.0000]])
     """
     check_options("all", "crossed", scale, "sum")
-    flat_GMR = kernel_bank(weight, groups=groups).filters.flatten(2)
+    bank = kernel_bank(weight, groups=groups)
+    filters_GMCn = unit_filters(bank) if scale == "unit" else bank.filters
+    flat_GMR = filters_GMCn.flatten(2)
     wanted = (groups, flat_GMR.shape[-1], flat_GMR.shape[-1])
+    if not isinstance(autocorrelation, Tensor) or autocorrelation.is_complex():
+        raise ConvsimError("The autocorrelation must be a real torch.Tensor.")
     if tuple(autocorrelation.shape) != wanted:
         raise ConvsimError(
             f"The autocorrelation must be (groups, C·n, C·n) = {wanted} for a weight of shape "
             f"{tuple(weight.shape)}; got {tuple(autocorrelation.shape)}. Measure it on this layer."
         )
+    if scale == "unit":  # of inputs of any size, as of filters
+        peak = autocorrelation.detach().abs().amax()
+        autocorrelation = autocorrelation / torch.where(peak > 0, peak, 1)
     with full_precision(flat_GMR):
         inner_GMM = flat_GMR @ autocorrelation.to(flat_GMR) @ flat_GMR.mT
     if scale == "unit":

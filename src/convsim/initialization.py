@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError, require
 from convsim.kernels import KernelBank, LayerFilter, conv_layers
 from convsim.penalties import Penalty, preset
+from convsim.similarity import filter_norms
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def initialize_(
     """
     if not isinstance(steps, int) or steps < 0:
         raise ConvsimError(f"steps must be an integer ≥ 0; got {steps!r}.")
-    if not math.isfinite(lr) or lr <= 0:
+    if not isinstance(lr, int | float) or not math.isfinite(lr) or lr <= 0:
         raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
     chosen = preset(penalty)
     minimised = chosen.initialization or chosen.penalty
@@ -119,7 +120,8 @@ def initialize_(
             if keep_norm:
                 for name, bank in banks.items():
                     now = _norms(bank.filters)
-                    bank.filters.mul_(norms[name] / torch.where(now > 0, now, 1))
+                    ratio_GM = norms[name] / torch.where(now > 0, now, 1)
+                    bank.filters.mul_(ratio_GM.to(bank.filters))
             advance()
         ratio = {
             name: (_norms(bank.filters).sum() / norms[name].sum()).item()
@@ -134,7 +136,7 @@ def initialize_(
 
 
 def _norms(filters_GMCk: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(filters_GMCk.flatten(2), dim=2)
+    norms = filter_norms(filters_GMCk)
     return norms.reshape(*norms.shape, *[1] * (filters_GMCk.dim() - 2))
 
 

@@ -75,7 +75,10 @@ class KernelBank:
 
     def with_filters(self, filters: Tensor) -> KernelBank:
         """Put other filters of the same shape in place of these."""
-        return replace(self, filters=filters)
+        # Spelled out, for torch.compile of torch < 2.7 does not trace dataclasses.replace.
+        return KernelBank(
+            filters, self.stride, self.dilation, self.transposed, self.inputs, self.share
+        )
 
     def to_weight(self, filters: Tensor) -> Tensor:
         """Lay a (G, M, C, k) tensor out as the layer's weight, the inverse of `kernel_bank`."""
@@ -111,6 +114,10 @@ def kernel_bank(
         raise ConvsimError(f"A weight must be a torch.Tensor; got {type(weight).__name__}.")
     if isinstance(weight, UninitializedParameter):
         raise ConvsimError("The weight is lazy and not initialised: run one forward pass first.")
+    if weight.is_nested:
+        raise ConvsimError(
+            "A weight must be dense; got a nested tensor. Pass its parts one by one."
+        )
     shape = tuple(weight.shape)
     if is_sharded(weight):
         raise ConvsimError(
@@ -135,7 +142,10 @@ def kernel_bank(
             f"groups must be a positive integer that divides the weight's first axis; got "
             f"groups={groups!r} for shape {shape}."
         )
-    precise = weight if weight.dtype == torch.float64 else weight.float()
+    try:
+        precise = weight if weight.dtype == torch.float64 else weight.float()
+    except NotImplementedError as error:  # packed 4-bit numbers
+        raise ConvsimError(f"torch cannot read numbers of dtype {weight.dtype}.") from error
     filters = precise.unflatten(0, (groups, -1))
     return KernelBank(
         filters=filters.transpose(1, 2) if transposed else filters,
@@ -145,8 +155,9 @@ def kernel_bank(
     )
 
 
-def _per_axis(option: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Iterable) else (value,) * dims
+def _per_axis(option: str, value: Any, dims: int) -> tuple[int, ...]:
+    one = isinstance(value, Tensor) or not isinstance(value, Iterable)
+    values: tuple[int, ...] = (value,) * dims if one else tuple(value)
     if len(values) != dims or not all(isinstance(v, int) and v >= 1 for v in values):
         raise ConvsimError(
             f"{option} must be a positive integer, or one for each of the {dims} spatial axes; "
@@ -276,6 +287,7 @@ def conv_layers(
     Raises:
         ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
     """
+    _refuse_no_module(model)
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = {name: m for name, m in modules.items() if isinstance(m, _KINDS)}
     if not found:
@@ -320,6 +332,7 @@ def selected_modules(
     Raises:
         ConvsimError: If nothing is selected.
     """
+    _refuse_no_module(model)
     matches = _as_predicate(modules)
     chosen = [(name, module) for name, module in model.named_modules() if matches(name, module)]
     if not chosen:
@@ -347,6 +360,11 @@ def _refuse_flat_shard(name: str, module: Any) -> None:
         )
 
 
+def _refuse_no_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
+
+
 def _trains(module: nn.Module) -> bool:
     """Whether the weight, or something that it is computed from, requires a gradient."""
     return any(
@@ -372,6 +390,11 @@ def _as_predicate(
         return lambda name, module: isinstance(module, layers)
     if callable(layers):
         return layers
+    if not isinstance(layers, Iterable):
+        raise ConvsimError(
+            "Layers are chosen by name patterns, layer types or predicates (name, module); got "
+            f"{layers!r}."
+        )
     predicates = [_as_predicate(layer) for layer in layers]
     return lambda name, module: any(matches(name, module) for matches in predicates)
 

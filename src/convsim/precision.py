@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
     Autocast would multiply matrices in half precision; TF32 and its like
     (`torch.set_float32_matmul_precision`) keep 10 bits of a float32, or 7. Under `torch.compile`,
     which cannot trace such a switch, only autocast is kept out.
+
+    torch keeps the latter for the whole process: they are off while any thread is inside, and back
+    as they were when the last one leaves, inherited settings inherited again.
     """
     kind = tensor.device.type
     known = torch.amp.is_autocast_available(kind)
@@ -24,24 +29,80 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
         if torch.compiler.is_compiling():
             yield
             return
-        switches = _switches(kind)
-        before = [getattr(owner, name) for owner, name, _ in switches]
+        _SWITCHES.enter(kind)
         try:
-            for owner, name, full in switches:
-                setattr(owner, name, full)
             yield
         finally:
-            for (owner, name, _), value in zip(switches, before, strict=True):
-                setattr(owner, name, value)
+            _SWITCHES.leave()
 
 
-def _switches(kind: str) -> list[tuple[Any, str, Any]]:
-    """List where torch keeps the precision of float32 products, with the value that is full."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+class _Setting(NamedTuple):
+    """One of torch's settings of the precision of float32 products, and its full value."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+    full: Any
+
+
+class _Switches:
+    """All settings together, with what they were before somebody came in."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._before: list[tuple[_Setting, Any]] = []
+        self._chains = _chains()
+
+    def enter(self, kind: str) -> None:
+        with self._lock:
+            self._inside += 1
+            for chain in self._chains.get(kind, ()):
+                self._switch(chain)
+
+    def _switch(self, chain: list[_Setting]) -> None:
+        """Switch a setting, the last of a chain, to full, with all that it may inherit from.
+
+        From the top: a setting reads as what it inherits, so only once those above are full does it
+        tell its own value.
+        """
+        if chain[-1].read() in (chain[-1].full, "none"):
+            return
+        for setting in chain:
+            value = setting.read()
+            if value != setting.full:
+                self._before.append((setting, value))
+                setting.write(setting.full)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            while self._before and not self._inside:
+                setting, value = self._before.pop()
+                if setting.read() == setting.full:  # else the user has set it in the meantime
+                    setting.write(value)
+
+
+def _chains() -> dict[str, list[list[_Setting]]]:
+    """List the settings of each kind of device, each after those that it inherits from."""
+    torch_wide: Any = torch.backends
+    cuda, cudnn, mkldnn = torch_wide.cuda, torch_wide.cudnn, torch_wide.mkldnn
     if not hasattr(cuda.matmul, "fp32_precision"):  # torch < 2.9
-        return [(owner, "allow_tf32", False) for owner in (cuda.matmul, cudnn) if kind == "cuda"]
-    owners: dict[str, list[Any]] = {
-        "cuda": [cuda.matmul, cudnn.conv],  # type: ignore[attr-defined]
-        "cpu": [mkldnn.matmul, mkldnn.conv],  # type: ignore[attr-defined]
+        products = _Setting(
+            torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+        )
+        return {"cpu": [[products]], "cuda": [[products], [_attribute(cudnn, "allow_tf32", False)]]}
+    owners = {
+        "cpu": [(torch_wide, mkldnn, mkldnn.matmul), (torch_wide, mkldnn, mkldnn.conv)],
+        "cuda": [(torch_wide, cudnn, cuda.matmul), (torch_wide, cudnn, cudnn.conv)],
     }
-    return [(owner, "fp32_precision", "ieee") for owner in owners.get(kind, [])]
+    return {
+        kind: [[_attribute(owner, "fp32_precision", "ieee") for owner in chain] for chain in chains]
+        for kind, chains in owners.items()
+    }
+
+
+def _attribute(owner: Any, name: str, full: Any) -> _Setting:
+    return _Setting(partial(getattr, owner, name), partial(setattr, owner, name), full)
+
+
+_SWITCHES = _Switches()

@@ -30,7 +30,7 @@ from convsim.report.redundancy_report import (
     Pictures,
     RedundancyReport,
 )
-from convsim.similarity import bank_matrix, can_vary
+from convsim.similarity import bank_matrix, can_vary, filter_norms
 
 _WORST = 8
 _RANKED_PAIRS = 2**17
@@ -302,7 +302,7 @@ def _kernels(
         groups=groups,
         mean_cosine=float(cosine[same_group].mean(dtype=torch.float64)),
         mean_similarity=float(similarity[same_group].mean(dtype=torch.float64)),
-        norms=torch.linalg.vector_norm(bank.filters.flatten(2), dim=-1).flatten().float().cpu(),
+        norms=filter_norms(bank.filters).flatten().float().cpu(),
         cosine=cosine.float(),
         similarity=similarity.float(),
         cosine_rank_correlation=rank_correlation(matrix[drawn], cosine[drawn]),

@@ -142,7 +142,7 @@ class Regularizer:
     def coefficient(self) -> float:
         """The coefficient at this step; with "auto", the one used last."""
         value = self._coefficient(self.steps) if callable(self._coefficient) else self._coefficient
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise ConvsimError(

@@ -12,7 +12,6 @@ autocorrelation, and similarity becomes an inner product of such vectors: all pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 from math import gcd
 from typing import Literal, get_args
@@ -23,6 +22,7 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
+from convsim.tables import kept
 
 Pairs = Literal["all", "adjacent"]
 Channels = Literal["crossed", "matched"]
@@ -215,6 +215,13 @@ def scaled_filters(w_GMCn: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor
     return w_GMCn / norm, norm, peak
 
 
+def filter_norms(filters_GMCk: Tensor) -> Tensor:
+    """Compute every filter's norm, however large or small: (G, M), float64 but on MPS."""
+    exact = torch.float32 if filters_GMCk.device.type == "mps" else torch.float64
+    norms: Tensor = torch.linalg.vector_norm(filters_GMCk.flatten(2), dim=2, dtype=exact)
+    return norms
+
+
 def tap_products(w_GMCn: Tensor, channels: Channels) -> Tensor:
     """Multiply every two taps: (G, M, 1, n, n) summed over channels, or (G, M, C, n, n)."""
     if channels == "matched":
@@ -243,8 +250,7 @@ def _classes(bank: KernelBank) -> tuple[Tensor, int]:
     return _classes_on(*geometry, bank.filters.device)
 
 
-@lru_cache(maxsize=64)  # a copy to a GPU at every call would wait for it
-@torch.inference_mode(False)  # so that what is kept serves every mode
+@kept(64)  # a copy to a GPU at every call would wait for it
 def _classes_on(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
     device: torch.device,
@@ -253,8 +259,7 @@ def _classes_on(
     return index.to(device), count
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@kept(64)
 def tap_pair_classes(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
 ) -> tuple[Tensor, int]:

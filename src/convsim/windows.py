@@ -7,7 +7,6 @@ Shape suffixes: N images, G groups, C channels (of a group, in windows), S windo
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
+from convsim.tables import kept
 
 _GOLDEN = (5**0.5 - 1) / 2
 _ZERO = -1  # in a table: no pixel, but a zero
@@ -94,8 +94,7 @@ def _axes(module: Any, bank: KernelBank, sizes: tuple[int, ...]) -> tuple[_Axis,
     )
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # so that what is kept serves every mode
+@kept(256)
 def _places(
     axes: tuple[_Axis, ...], images: int, count: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,8 @@ def test_gradient_is_right_and_both_routes_give_it(centered):
     regularizer.backward_()
     actual = [p.grad for p in model.parameters() if p.grad is not None]
     torch.testing.assert_close(actual, expected)
-    bank = regularizer._bank(regularizer.layers[0])
+    layer = regularizer.layers[0]
+    bank = regularizer._bank(layer, layer.weight(), None)
 
     def value(filters):
         return regularizer.penalty.value(replace(bank, filters=filters))

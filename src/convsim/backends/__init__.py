@@ -21,6 +21,7 @@ from convsim.backends.problem import Options
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.similarity import bank_similarity
+from convsim.tables import tensors_are_real
 
 _BACKENDS = {
     "compiled": compiled,
@@ -97,7 +98,7 @@ def add_gradients_(
     Returns:
         For each layer, its similarity, without the factor.
     """
-    if not torch.compiler.is_compiling():
+    if tensors_are_real():
         return _add_gradients_(banks, gradients, factors, options)
     if any(bank.share is not None for bank in banks):
         apart: Any = torch.compiler.disable(_add_gradients_)

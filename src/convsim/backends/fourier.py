@@ -26,7 +26,7 @@ class Fourier:
         self.kept = torch.ones((), dtype=torch.bool, device=bank.filters.device)
         for size, step in zip(self.size, _steps(bank), strict=True):
             lag = (torch.arange(size, device=self.kept.device) + size // 2) % size - size // 2
-            self.kept = self.kept[..., None] & (lag % step == 0)
+            self.kept = self.kept[..., None] & (lag % min(step, size) == 0)
 
     @staticmethod
     def serves(bank: KernelBank) -> bool:

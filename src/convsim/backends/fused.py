@@ -1,8 +1,8 @@
 """Crossed Convolutional Similarity on an NVIDIA GPU: three Triton launches for each kernel shape.
 
 Layers of one kernel shape go together, through a table of their filters' layout, sent to the device
-once, and one of each layer's addresses and factors, sent from pinned memory when one of them
-changes. Nothing waits for the device, and a CUDA graph can capture it.
+once for each stream, and one of each layer's addresses and factors, sent from pinned memory when
+one of them changes. Nothing waits for the device, and a CUDA graph can capture it.
 
 `autocorrelate` reads every filter once and leaves its autocorrelation, `sum_blocks` adds these up
 over blocks of filters, and `add_gradient` sums a filter's partners (the other blocks, and the
@@ -143,10 +143,11 @@ def _kept(
 ) -> tuple[Tensor, ...]:
     """Make tables once and send them to the device, from pinned memory without waiting for it.
 
+    Each stream has its own: another could read a copy before it has arrived, or after it is gone.
     A graph that is captured may be replayed at any time: what it reads is never let go, and what it
     copies is not shown to others, for it is there only after a replay.
     """
-    key = (make, described, device)
+    key = (make, described, device, _stream(device))
     found = _KEPT.get(key)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if found is None:
@@ -163,6 +164,10 @@ def _kept(
     if capturing:
         _CAPTURED.append(found)
     return found
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _table(described: _Key) -> tuple[Tensor, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.similarity import Channels, Pairs, Reduction, Scale, tap_pair_classes
+from convsim.tables import kept
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,9 @@ def half_classes(bank: KernelBank) -> HalfClasses:
     return _half_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # so that what is kept serves every mode
+@kept(64)
 def _half_classes(
-    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], transposed: bool
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
 ) -> HalfClasses:
     index, full = tap_pair_classes(kernel, stride, dilation, transposed)
     taps = round(len(index) ** 0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
-from convsim.similarity import unit_filters
+from convsim.similarity import scaled_filters, unit_filters
 
 
 def gram(bank: KernelBank) -> Tensor:
@@ -35,11 +35,10 @@ def off_diagonal(values_GMM: Tensor) -> Tensor:
 
 def squared_correlation(samples_SM: Tensor) -> Tensor:
     """Average ρ_ij² over all pairs i ≠ j of columns; a column of zeros correlates with none."""
-    norm_M = samples_SM.square().sum(0)
-    live_M = norm_M > 0
-    unit_SM = samples_SM * live_M / norm_M.where(live_M, 1).sqrt()
-    maps = unit_SM.shape[1]
-    return off_diagonal(unit_SM.mT @ unit_SM).square().sum() / max(1, maps * (maps - 1))
+    unit_GMCS = scaled_filters(samples_SM.mT[None, :, None], "unit")[0]  # each map a filter
+    unit_MS = unit_GMCS[0, :, 0]
+    maps = len(unit_MS)
+    return off_diagonal(unit_MS @ unit_MS.mT).square().sum() / max(1, maps * (maps - 1))
 
 
 def less_identity(values_GMM: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def preset(penalty: str | Penalty) -> Preset:
     """
     if isinstance(penalty, Penalty):
         return Preset(penalty, coefficient=1.0)
-    if penalty not in PRESETS:
+    if not isinstance(penalty, str) or penalty not in PRESETS:
         raise ConvsimError(
             f"penalty must be a Penalty or one of {', '.join(map(repr, PRESETS))}; got {penalty!r}."
         )

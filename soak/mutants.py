@@ -1,0 +1,188 @@
+"""Mutation testing of the core: change one operator or constant, and see a fast test fail.
+
+    python soak/mutants.py [--count 200] [--seed 0]
+
+Draws mutants of each file, in proportion to how many it has, and runs each against the fast tests
+that concern it, in a fork of a process that has torch loaded. Stops at any time and goes on at the
+next call: what `results/mutants.jsonl` holds for a file as it stands is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import hypothesis  # noqa: F401 - loaded once, before the forks
+import numpy  # noqa: F401
+import pytest
+import torch
+from record import Record
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+_PENALTIES = ["penalties", "test_similarity.py", "test_numbers.py"]
+_MODEL = ["test_regularizer.py", "test_watch.py", *_PENALTIES]
+TESTS = {
+    "similarity.py": ["test_similarity.py", "test_numbers.py", "test_regularizer.py"],
+    "kernels.py": ["test_kernels.py", "test_similarity.py", "test_numbers.py", *_MODEL],
+    "regularizer.py": _MODEL,
+    "penalties": [*_PENALTIES, "test_regularizer.py"],
+}
+SLOW = (
+    "compile or training_with_it or timm or hooks_go or large_layers or adversary or certificate "
+    "or both_ways or finite_differences or not_seen"
+)
+SECONDS = 240
+
+_SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr, ast.And: ast.Or, ast.Or: ast.And, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.USub: ast.UAdd,
+}  # fmt: skip
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """Make every mutant of a module: what was changed, and the changed source."""
+    tree = ast.parse(source)
+    skipped = set(map(id, _not_run(tree)))
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        for field, changed in _changes(node):
+            original = getattr(node, field)
+            setattr(node, field, changed)
+            line = getattr(node, "lineno", 0)
+            described = f"{line}: {ast.unparse(node).splitlines()[0][:100]}"
+            yield described, ast.unparse(ast.fix_missing_locations(deepcopy(tree)))
+            setattr(node, field, original)
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    operator = getattr(node, "op", None)
+    if type(operator) in _SWAPS:
+        yield "op", _SWAPS[type(operator)]()
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield "operand", ast.UnaryOp(ast.Not(), node.operand)
+    if isinstance(node, ast.Compare):
+        for i, own in enumerate(node.ops):
+            yield "ops", [*node.ops[:i], _SWAPS[type(own)](), *node.ops[i + 1 :]]
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield "value", not node.value
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield "value", node.value + 1
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        yield "test", ast.UnaryOp(ast.Not(), node.test)
+    if isinstance(node, ast.Return) and node.value is not None:
+        yield "value", ast.Constant(None)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield "value", ast.Constant(None)  # the call is left out
+
+
+def _not_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """List what decides nothing at run time: annotations, and the texts of errors and reprs."""
+    for node in ast.walk(tree):
+        for field in ("annotation", "returns"):
+            if (found := getattr(node, field, None)) is not None:
+                yield from ast.walk(found)
+        is_text = isinstance(node, ast.JoinedStr)
+        is_alias = isinstance(node, ast.Assign) and "Literal" in ast.unparse(node.value)
+        is_alias |= isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LayerFilter"
+        if is_text or is_alias:
+            yield from ast.walk(node)
+
+
+def survives(path: Path, changed: str, tests: list[str]) -> str:
+    """Run tests on a changed module, in a fork: "killed", "survived" or "timeout"."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "src"
+        shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy / path.relative_to(SOURCE)).write_text(changed)
+        child = os.fork()
+        if child == 0:
+            os._exit(_tests_pass(copy, tests))
+        started = time.monotonic()
+        while time.monotonic() - started < SECONDS:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return "survived" if status == 0 else "killed"
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "timeout"
+
+
+def _tests_pass(source: Path, tests: list[str]) -> int:
+    sys.path.insert(0, str(source))
+    sys.dont_write_bytecode = True
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    torch.set_num_threads(1)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", "-k", f"not ({SLOW})"]
+    try:
+        paths = [str(ROOT / "tests" / test) for test in dict.fromkeys(tests)]
+        config = ["-c", os.devnull, "--rootdir", str(ROOT), "-W", "error::convsim.ConvsimWarning"]
+        return int(pytest.main([*options, *config[:4], *paths]))
+    except BaseException:  # whatever a mutant does to pytest itself
+        return 1
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:12]
+
+
+def main() -> None:
+    """Draw the mutants, run those that the record lacks, and print what survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="run survivors of other tests again")
+    arguments = parser.parse_args()
+    record = Record("mutants")
+    drawn = []
+    for name, tests in TESTS.items():
+        place = SOURCE / "convsim" / name
+        for path in sorted(place.glob("*.py")) if place.is_dir() else [place]:
+            digest = _digest(path)
+            relative = str(path.relative_to(SOURCE))
+            drawn += [(relative, digest, *one, tests) for one in mutants(path.read_text())]
+    total = len(drawn)
+    drawn = random.Random(arguments.seed).sample(drawn, min(arguments.count, total))
+    results: Counter[str] = Counter()
+    for name, tests in TESTS.items():  # which must pass while nothing is changed
+        path = SOURCE / "convsim/errors.py"
+        digest = _digest(*(ROOT / "tests").rglob("*.py"), *(SOURCE / "convsim").rglob("*.py"))
+        if record.find(unchanged=name, digest=digest):
+            continue
+        if survives(path, path.read_text(), tests) != "survived":
+            raise SystemExit(f"The tests of {name} fail as they are.")
+        record.add(unchanged=name, digest=digest)
+    for file, digest, described, changed, tests in drawn:
+        key = {"file": file, "digest": digest, "mutant": described}
+        found = record.find(**key)
+        if found is None or (arguments.again and found["outcome"] == "survived"):
+            outcome = survives(SOURCE / file, changed, tests)
+            found = record.add(**key, outcome=outcome)
+        results[found["outcome"]] += 1
+        if found["outcome"] != "killed":
+            print(f"{found['outcome']}: {file}:{described}", flush=True)
+    killed = results["killed"] + results["timeout"]
+    print(f"{killed} of {sum(results.values())} mutants killed (of {total} that there are)")
+
+
+if __name__ == "__main__":
+    main()

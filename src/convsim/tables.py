@@ -1,0 +1,65 @@
+"""Small index tables, made once and kept, so that what is kept serves every mode and stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_Make = TypeVar("_Make", bound=Callable[..., Any])
+_CAPTURED: list[Any] = []  # what CUDA graphs read at every replay is never let go
+
+
+def kept(maxsize: int) -> Callable[[_Make], _Make]:
+    """Keep what a function makes of hashable arguments, the `maxsize` used last.
+
+    Where tensors are not real ones, as under FakeTensorMode, `torch.export`, `torch.compile` or
+    `torch.func`, the function runs anew: what it makes there is of no use elsewhere, nor the
+    reverse. A tensor on a GPU is marked for every stream that takes it.
+    """
+
+    def decorate(make: _Make) -> Any:
+        @lru_cache(maxsize)
+        @torch.inference_mode(False)  # an inference tensor could not be saved for a backward pass
+        def kept_make(*key: Any) -> Any:
+            return make(*key)
+
+        @wraps(make)
+        def look_up(*key: Any) -> Any:
+            if not tensors_are_real():
+                return make(*key)
+            found = kept_make(*key)
+            _mark_for_stream(found)
+            return found
+
+        look_up.__dict__["forget"] = kept_make.cache_clear
+        return look_up
+
+    return decorate
+
+
+def tensors_are_real() -> bool:
+    """Tell whether a new tensor has memory of its own: not while torch traces or transforms."""
+    if torch.compiler.is_compiling():
+        return False
+    probe = torch.empty(0, device="cpu")
+    if type(probe) is not Tensor:
+        return False
+    try:
+        probe.data_ptr()
+    except RuntimeError:  # a wrapper of torch.func
+        return False
+    return True
+
+
+def _mark_for_stream(found: Any) -> None:
+    """Let the memory of what is dropped wait for all streams, and for a captured graph for ever."""
+    tables = found if isinstance(found, tuple) else ()
+    on_gpu = [one for one in tables if isinstance(one, Tensor) and one.is_cuda]
+    for table in on_gpu:
+        table.record_stream(torch.cuda.current_stream(table.device))
+    if on_gpu and torch.cuda.is_current_stream_capturing():
+        _CAPTURED.append(on_gpu)
