@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import tomllib
+from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 
 import grimp
 import networkx as nx
+import numpy as np
 from matplotlib.figure import Figure
 
+Places = dict[str, tuple[float, float]]
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -32,29 +36,61 @@ def parts() -> nx.DiGraph:
     return edges
 
 
+def arrange(rows: list[list[str]], arrows: Iterable[tuple[str, str]]) -> Places:
+    """Order each row so that arrows are short and pass beside the parts they are not about."""
+    arrows = list(arrows)
+
+    def places(row: Iterable[str], shift: float, number: int) -> Places:
+        row = tuple(row)
+        middle = (len(row) - 1) / 2
+        return {p: (column - middle + shift, -float(number)) for column, p in enumerate(row)}
+
+    def cost(place: Places) -> float:
+        points = np.array(list(place.values()))
+        start, end = (np.array([place[arrow[i]] for arrow in arrows])[:, None] for i in (0, 1))
+        along = end - start
+        length = (along**2).sum(-1)
+        share = (((points - start) * along).sum(-1) / length).clip(0, 1)[..., None]
+        gap = np.abs(start + share * along - points)
+        hit = (gap[..., 0] < 0.42) & (gap[..., 1] < 0.3) & (share[..., 0] > 0) & (share[..., 0] < 1)
+        return float(hit.sum() + 0.05 * np.sqrt(length).sum())
+
+    found = []
+    for seed in range(8):  # each leads downhill to a place of its own
+        shifts = np.random.default_rng(seed).uniform(-1, 1, len(rows))
+        start = [
+            places(row, shift, n) for n, (row, shift) in enumerate(zip(rows, shifts, strict=True))
+        ]
+        place = {part: at for row in start for part, at in row.items()}
+        for number, row in [*enumerate(rows)] * 3:
+            candidates = [
+                place | places(order, shift, number)
+                for order in permutations(row)
+                for shift in np.arange(-1.5, 1.75, 0.5)
+            ]
+            place = min(candidates, key=cost)
+        found.append(place)
+    return min(found, key=cost)
+
+
 def diagram() -> str:
     """Draw the parts in their layers, with the arrows that no others imply, as an SVG."""
-    rows = layers()
-    arrows = nx.transitive_reduction(parts())
-    place = {
-        part: (2.6 * (column - (len(row) - 1) / 2), -1.25 * number)
-        for number, row in enumerate(rows)
-        for column, part in enumerate(row)
-    }
-    figure = Figure(figsize=(10, 0.85 * len(rows)), layout="constrained")
+    rows, graph = layers(), parts()
+    known = [part for row in rows for part in row]
+    arrows = nx.transitive_reduction(graph.subgraph(known)).edges
+    place = {part: (2.3 * x, y) for part, (x, y) in arrange(rows, arrows).items()}
+    figure = Figure(figsize=(8, 0.85 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.axis("off")
-    for part, (x, y) in place.items():
+    for part, at in place.items():
         box = {"boxstyle": "round,pad=0.45", "facecolor": "#e0f2f1", "edgecolor": "#00796b"}
-        axes.text(x, y, part, ha="center", va="center", fontsize=10, bbox=box, zorder=2)
-    for importer, imported in arrows.edges:
-        if importer in place and imported in place:
-            axes.annotate(
-                "", place[imported], place[importer], zorder=1,
-                arrowprops={"arrowstyle": "-|>", "color": "#78909c", "shrinkA": 13, "shrinkB": 13},
-            )  # fmt: skip
-    axes.set_xlim(-6.2, 6.2)
-    axes.set_ylim(-1.25 * len(rows) + 0.5, 0.75)
+        axes.text(*at, part, ha="center", va="center", fontsize=11, bbox=box, zorder=2)
+    style = {"arrowstyle": "-|>", "color": "#546e7a", "shrinkA": 13, "shrinkB": 13}
+    for importer, imported in arrows:
+        axes.annotate("", place[imported], place[importer], zorder=1, arrowprops=style)
+    horizontal = [x for x, _ in place.values()]
+    axes.set_xlim(min(horizontal) - 1.2, max(horizontal) + 1.2)
+    axes.set_ylim(0.5 - len(rows), 0.5)
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
     return drawn.getvalue()

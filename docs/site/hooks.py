@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from architecture import diagram
-from blocks import run, with_outputs
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from architecture import diagram
+from blocks import run, with_outputs
 from results import results_page
 
 ROOT = Path(__file__).parents[2]

@@ -100,11 +100,11 @@ def _origin(records: list[Record]) -> str:
         return ""
     where: list[dict[str, Any]] = [record["environment"] for record in records]
     commits = dict.fromkeys(str(w["commit"])[:7] for w in where)
-    days = sorted({w["date"][:10] for w in where})
+    days = dict.fromkeys(f(w["date"][:10] for w in where) for f in (min, max))
     machines = dict.fromkeys(f"{w['cores']} cores of {w['processor']}" for w in where)
     versions = dict.fromkeys(w["torch"] for w in where)
     return (
-        f"{len(records)} records; commit {', '.join(commits)}; {' to '.join(days[:: len(days) - 1 or 1])}; "
+        f"{len(records)} records; commit {', '.join(commits)}; {' to '.join(days)}; "
         f"{', '.join(machines)}; torch {', '.join(versions)}."
     )
 
