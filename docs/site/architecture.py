@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tomllib
 from collections.abc import Iterable
 from itertools import permutations
@@ -21,7 +22,7 @@ def layers() -> list[list[str]]:
     """Read the layers that `lint-imports` holds the imports to, from the top."""
     contracts = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"]
     rows = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    return [row.replace(":", "|").replace(" ", "").split("|") for row in rows]
+    return [re.split(r"\W+", row.strip("()")) for row in rows]
 
 
 def parts() -> nx.DiGraph:
@@ -75,9 +76,9 @@ def arrange(rows: list[list[str]], arrows: Iterable[tuple[str, str]]) -> Places:
 
 def diagram() -> str:
     """Draw the parts in their layers, with the arrows that no others imply, as an SVG."""
-    rows, graph = layers(), parts()
-    known = [part for row in rows for part in row]
-    arrows = nx.transitive_reduction(graph.subgraph(known)).edges
+    graph = parts()
+    rows = [[part for part in row if part in graph] for row in layers()]
+    arrows = nx.transitive_reduction(graph).edges
     place = {part: (2.3 * x, y) for part, (x, y) in arrange(rows, arrows).items()}
     figure = Figure(figsize=(8, 0.85 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

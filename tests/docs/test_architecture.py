@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def lint(src: Path) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    code = "import importlinter.cli as cli; raise SystemExit(cli.lint_imports(no_cache=True))"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(src)},
         capture_output=True, text=True, check=False,
@@ -44,7 +44,8 @@ def test_an_arrow_that_points_upwards_is_found(tmp_path, module, line):
 
 
 def test_every_part_has_its_place():
+    found = set(parts())
     placed = {part for row in layers() for part in row}
-    assert set(parts()) == placed, "add a new part to [tool.importlinter] in pyproject.toml"
+    assert found <= placed, "put a new part into a layer: [tool.importlinter] in pyproject.toml"
     picture = diagram()
-    assert all(f"<!-- {part} -->" in picture for part in placed)
+    assert all(f"<!-- {part} -->" in picture for part in found)

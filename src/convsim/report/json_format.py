@@ -14,6 +14,7 @@ from torch import Tensor
 
 import convsim
 from convsim.errors import ConvsimError
+from convsim.report.raw import tensor_bytes
 from convsim.report.redundancy_report import (
     KernelRedundancy,
     LayerRedundancy,
@@ -174,12 +175,10 @@ def _is(value: Any, kind: Any) -> Any:
 
 
 def _tensor_to_json(tensor: Tensor) -> Object:
-    values = tensor.cpu().contiguous().numpy()
-    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     return {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
-        "zlib": base64.b64encode(zlib.compress(values.tobytes(), 6)).decode(),
+        "zlib": base64.b64encode(zlib.compress(tensor_bytes(tensor), 6)).decode(),
     }
 
 
