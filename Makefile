@@ -56,4 +56,4 @@ wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the ins
 check: lint types wheel test  ## what CI runs: format, lint, types, the wheel, tests and doctests
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

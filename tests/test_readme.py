@@ -51,3 +51,9 @@ def test_costs_are_the_record():
 
 def test_it_stays_short():
     assert len(TEXT.splitlines()) < 120
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
