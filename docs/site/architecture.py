@@ -77,7 +77,8 @@ def arrange(rows: list[list[str]], arrows: Iterable[tuple[str, str]]) -> Places:
 def diagram() -> str:
     """Draw the parts in their layers, with the arrows that no others imply, as an SVG."""
     graph = parts()
-    rows = [[part for part in row if part in graph] for row in layers()]
+    there = [[part for part in row if part in graph] for row in layers()]
+    rows = [row for row in there if row]
     arrows = nx.transitive_reduction(graph).edges
     place = {part: (2.3 * x, y) for part, (x, y) in arrange(rows, arrows).items()}
     figure = Figure(figsize=(8, 0.85 * len(rows)), layout="constrained")

@@ -22,10 +22,11 @@ from results import results_page
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = (
-    "CONTRIBUTING.md", "CHANGELOG.md", "experiments/*/README.md", "experiments/*/run",
-    "experiments/*/results/*.*", "benchmarks/README.md", "benchmarks/results/*.*",
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/*/README.md",
+    "experiments/*/run", "experiments/*/results/*.*",
+    "benchmarks/README.md", "benchmarks/results/*.*",
 )  # fmt: skip
-"""What the site takes from outside docs/."""
+"""What the site takes from outside docs/, beside files that a page links to."""
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -78,7 +79,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if (ROOT / target).is_dir():
             target += "/README.md"
         there = target.removeprefix("docs/")
-        known = files.get_file_from_path(there)
-        return f"]({posixpath.relpath(there, posixpath.dirname(uri) or '.')}" if known else link[0]
+        if files.get_file_from_path(there) is None:
+            if not (ROOT / target).is_file():
+                return link[0]
+            there = target  # such as a record: it comes along
+            files.append(File(there, str(ROOT), config.site_dir, config.use_directory_urls))
+        return f"]({posixpath.relpath(there, posixpath.dirname(uri) or '.')}"
 
     return re.sub(r"\]\(([^)#:]+)", into_site, markdown)

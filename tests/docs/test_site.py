@@ -6,6 +6,7 @@ One test, so that the site is built once, whatever the number of processes.
 import re
 from pathlib import Path
 
+import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
@@ -19,6 +20,7 @@ def html(site: Path, page: str) -> str:
     return (site / f"{page}.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(900)  # a busy machine
 def test_the_site(tmp_path, browser):
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
 
