@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types clean help
+.PHONY: demo test check lint types docs wheel clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -21,7 +21,7 @@ $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]' huggingface_hub
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,docs]' huggingface_hub
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	touch $@
 
@@ -34,11 +34,26 @@ test: $(VENV)/.ready-dev  ## the whole test suite
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports > /dev/null || $(BIN)/lint-imports
 
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
-check: lint types test  ## what CI runs: format, lint, types, tests and doctests
+docs: $(VENV)/.ready-dev  ## build the site into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Installed apart and tested from elsewhere, so that what the wheel lacks is missed.
+CORE := $(addprefix $(CURDIR)/tests/,test_surface.py test_kernels.py test_initialization.py test_redundancy.py penalties report/test_report.py)
+
+wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir dist > /dev/null
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 && \
+	  $(abspath $(BIN))/python -c 'import convsim; assert convsim.__file__.startswith("$(CURDIR)/build/wheel"), convsim.__file__' && \
+	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(CORE)
+
+check: lint types wheel test  ## what CI runs: format, lint, types, the wheel, tests and doctests
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -17,10 +17,38 @@ def test_public_names():
     assert all(hasattr(convsim, name) for name in convsim.__all__)
 
 
-def test_the_core_imports_torch_alone():
-    extras = {"lightning", "rich", "typer", "matplotlib", "PIL", "sklearn", "torchmetrics"}
-    code = f"import sys, convsim; print(sorted({extras} & set(sys.modules)))"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == "[]"
+EXTRAS = (
+    "lightning", "matplotlib", "numpy", "PIL", "pooch", "rich", "safetensors", "scipy", "sklearn",
+    "torchmetrics", "typer",
+)  # fmt: skip
+CORE = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))  # as if not installed
+import torch, convsim
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+images = torch.randn(4, 3, 9, 9)
+convsim.initialize_(model, steps=2)
+regularizer = convsim.Regularizer(model)
+model(images).square().mean().backward()
+regularizer.backward_()
+report = convsim.measure(model, [images])
+assert "<!doctype html>" in report.to_html().lower()
+assert convsim.RedundancyReport.from_json(report.to_json()) == report
+for needs in (report.table, report.figure):
+    try:
+        needs()
+    except convsim.MissingExtraError as error:
+        assert "convsim[report]" in str(error), error
+"""
+
+
+def test_the_core_needs_torch_alone():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", CORE], check=False)
+    assert done.returncode == 0
+
+
+def test_the_version_needs_torch_alone():
+    code = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); sys.argv[1:] = ['--version']"
+    code += "; from convsim.cli import main; main()"
+    printed = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True)
+    assert printed.strip() == convsim.__version__

@@ -24,7 +24,7 @@ _AUTO_SHARE = 0.05
 class Regularizer:
     """Add a penalty on a model's convolutions to its training.
 
-    Either of two lines, with the same gradients::
+    Either of two lines, with the same gradients:
 
         loss = loss + regularizer()          # a graph like that of any loss
         loss.backward(); regularizer.backward_()   # no graph: less memory and time

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from convsim import __version__
 from convsim.errors import MissingExtraError, require
 
 
 def main() -> None:
     """Run ``convsim``."""
+    if sys.argv[1:] == ["--version"]:  # the one answer that needs no extra
+        print(__version__)
+        sys.exit(0)
     try:
         for module in ("typer", "lightning.pytorch"):
             require(module, "lab")

@@ -15,6 +15,7 @@ from torch import Tensor
 import convsim
 from convsim import strict_json
 from convsim.errors import ConvsimError
+from convsim.report.raw import tensor_bytes
 from convsim.report.redundancy_report import (
     HISTOGRAM_BINS,
     KernelRedundancy,
@@ -125,12 +126,10 @@ def _number(value: float) -> float | None:
 
 
 def _tensor_to_json(tensor: Tensor) -> Object:
-    values = tensor.cpu().contiguous().numpy()
-    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     return {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
-        "zlib": base64.b64encode(zlib.compress(values.tobytes(), 6)).decode(),
+        "zlib": base64.b64encode(zlib.compress(tensor_bytes(tensor), 6)).decode(),
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import convsim
 from convsim.report.heat_map import binned, similarity_order
+from convsim.report.raw import tensor_bytes
 from convsim.visible import visible
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _matrix(matrix: Tensor, bins: int, order: list[int]) -> dict[str, Any]:
 
 
 def _base64(tensor: Tensor) -> str:
-    return base64.b64encode(tensor.contiguous().numpy().tobytes()).decode()
+    return base64.b64encode(tensor_bytes(tensor)).decode()
 
 
 def _number(value: float) -> float | None:

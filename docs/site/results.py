@@ -1,0 +1,131 @@
+"""The results page and the README's table, made from the committed records.
+
+python docs/site/results.py     (writes the table between the README's two marks)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from convsim.lab.comparison import Summary, summarize
+from convsim.lab.records import Record, read_records
+
+ROOT = Path(__file__).parents[2]
+ACCURACY = ROOT / "experiments" / "05_accuracy" / "results" / "records.jsonl"
+MARK = re.compile(r"(<!-- accuracy -->\n).*(<!-- /accuracy -->)", re.DOTALL)
+NAMES = {
+    "data-aware": "**recommended**",
+    "data-aware@auto": "recommended, automatic coefficient",
+    "decov": "DeCov, on all feature maps",
+    "cosine": "cosine orthogonality",
+    "crossed": "crossed, kernels alone",
+    "crossed-init": "crossed, as initialization",
+    "matched": "matched, kernels alone",
+    "l2": "weight decay",
+    "authors": "authors' regularizer",
+    "authors-init": "authors' initialization",
+}
+UNTIMED = {"l2"}
+"""Methods whose runs shared the machine with other work, says the experiment's README."""
+
+
+def accuracy_table() -> str:
+    """Lay out what experiment 05 found, the control first, then from the most accurate down."""
+    records = [r for r in read_records(ACCURACY) if r["configuration"]["looks_at_test"]]
+    control, *others = summarize(records)
+    others.sort(key=lambda summary: -summary.accuracy.mean)
+    lines = [
+        "| method | accuracy, % | gain, points | feature-map similarity | training time |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for summary in (control, *others):
+        lines.append(f"| {' | '.join(_cells(summary, control))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(summary: Summary, control: Summary) -> tuple[str, ...]:
+    accuracy, gain = summary.accuracy, summary.accuracy_gain
+    text = f"{100 * gain.mean:+.1f} ± {100 * gain.half_width:.1f}".replace("-", "−")
+    sure = abs(gain.mean) > gain.half_width
+    untimed = summary.method in UNTIMED
+    return (
+        NAMES.get(summary.method, summary.method),
+        f"{100 * accuracy.mean:.1f} ± {100 * accuracy.half_width:.1f}",
+        "" if summary is control else f"**{text}**" if sure else text,
+        f"{summary.similarity.mean:.3f}",
+        "" if untimed else f"{summary.seconds / control.seconds:.2f}",
+    )
+
+
+def results_page() -> str:
+    """Put every experiment's tables and figures on one page, and the benchmark's tables."""
+    folders = sorted((ROOT / "experiments").glob("[0-9]*/"))
+    return "\n\n".join([_HEAD, *map(_experiment, folders), _benchmark()]) + "\n"
+
+
+_HEAD = """# Results
+
+Everything here is made from the records in the repository when this site is built; no number is
+typed. Each heading leads to the experiment's own page: its hypotheses and rules, written before
+the run, and what became of each of them, also where it was refuted."""
+
+
+def _experiment(folder: Path) -> str:
+    here = folder.relative_to(ROOT).as_posix()
+    title = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    results = sorted((folder / "results").glob("*"))
+    shown = [_show(path, here) for path in results]
+    records = [r for path in results if path.suffix == ".jsonl" for r in read_records(path)]
+    origin = _origin(records) if shown else "Planned; not run yet."
+    return "\n\n".join([f"## [{title}]({here}/README.md)", origin, *filter(None, shown)])
+
+
+def _show(path: Path, here: str) -> str:
+    if path.suffix == ".md":
+        return re.sub(r"^#.*\n+", "", path.read_text(encoding="utf-8")).strip()
+    if path.suffix == ".txt":
+        return f"```text\n{path.read_text(encoding='utf-8').rstrip()}\n```"
+    return f"![{path.stem}]({here}/results/{path.name})" if path.suffix == ".png" else ""
+
+
+def _origin(records: list[Record]) -> str:
+    """Say how many records there are, and by which code, when and on what they were made."""
+    if not records:
+        return ""
+    where: list[dict[str, Any]] = [record["environment"] for record in records]
+    commits = dict.fromkeys(str(w["commit"])[:7] for w in where)
+    days = dict.fromkeys(f(w["date"][:10] for w in where) for f in (min, max))
+    machines = dict.fromkeys(f"{w['cores']} cores of {w['processor']}" for w in where)
+    versions = dict.fromkeys(w["torch"] for w in where)
+    return (
+        f"{len(records)} records; commit {', '.join(commits)}; {' to '.join(days)}; "
+        f"{', '.join(machines)}; torch {', '.join(versions)}."
+    )
+
+
+def _benchmark() -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        benchmark = importlib.import_module("penalty_cost")
+    finally:
+        sys.path.pop(0)
+    record = read_records(benchmark.RESULTS)[-1]
+    with contextlib.redirect_stdout(io.StringIO()) as tables:
+        benchmark.show(record, None)
+    listed = re.sub(r"^(?=[^|\n])", "- ", tables.getvalue().strip(), flags=re.MULTILINE)
+    return "\n\n".join([
+        "## [What it costs](benchmarks/README.md)", _origin([record]), listed,
+        "![Time against the number of filters](benchmarks/results/growth.png)",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(MARK.sub(rf"\1{accuracy_table()}\2", text), encoding="utf-8")
