@@ -86,8 +86,8 @@ class Case:
 
     def train(self, rank=0, ranks=1):
         model = network(self.dtype)
-        initialize_(model, steps=2)
         wrapped = WRAPS[self.wrap](model) if ranks > 1 else model
+        initialize_(model, steps=2)
         regularizer = Regularizer(model, self.penalty, coefficient=self.coefficient)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(STEPS):
@@ -257,16 +257,26 @@ def flat_shards(use_orig_params):
     )
 
 
-def in_summoned_weights():
+def in_summoned_weights(penalty):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     model = flat_shards(True)
+    with FullyShardedDataParallel.summon_full_params(model):
+        regularizer = Regularizer(model, penalty)
     model(images(0)[:4]).square().mean().backward()  # the same on all ranks
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
-        value, *_ = gradients(model, "crossed")
+        value = regularizer.backward_()
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
         found = [p.grad.clone() for p in model.parameters()]
-    return value, found
+    return value, found, refusal(regularizer.backward_)
+
+
+def made_before_it_was_sharded():
+    model = network()
+    regularizer = Regularizer(model)
+    shard(model, mesh(ranks()))
+    model(images(0)[:4]).square().mean().backward()
+    return regularizer.backward_(), [whole(p.grad) for p in model.parameters()]
 
 
 def sharded_alone():
@@ -343,7 +353,9 @@ def checks_of_2():
             refusal(lambda own=own: Regularizer(flat_shards(own), "crossed"))
             for own in (True, False)
         ],
-        "summoned": in_summoned_weights,
+        "summoned crossed": lambda: in_summoned_weights("crossed"),
+        "summoned recommended": lambda: in_summoned_weights("recommended"),
+        "made before": made_before_it_was_sharded,
         "left gathered": left_gathered,
         "sharded alone": sharded_alone,
         "second derivative": second_derivative,
@@ -496,11 +508,22 @@ def test_what_cannot_be_right_is_refused(groups):
     assert "gather the weight with full_tensor()" in found["second derivative"]
 
 
-def test_flat_shards_serve_while_they_are_summoned(groups):
+@pytest.mark.parametrize(
+    ("check", "penalty"),
+    [
+        ("summoned crossed", "crossed"),
+        ("summoned recommended", "recommended"),
+        ("made before", "recommended"),
+    ],
+)
+def test_a_regularizer_may_be_made_before_weights_are_cut_or_put_together(groups, check, penalty):
     model = network()
+    regularizer = Regularizer(model, penalty)
     model(images(0)[:4]).square().mean().backward()
-    value = Regularizer(model, "crossed").backward_()
-    for found in groups[2]:
-        close(found["summoned"][0], value)
-        for own, parameter in zip(found["summoned"][1], model.parameters(), strict=True):
-            close(own, parameter.grad)
+    value = regularizer.backward_()
+    for rank in groups[2]:
+        found, gradient, *refused = rank[check]
+        close(found, value, 1e-9)
+        for own, parameter in zip(gradient, model.parameters(), strict=True):
+            close(own, parameter.grad, 1e-9)
+        assert all("keeps its weight in a flat shard" in message for message in refused)
