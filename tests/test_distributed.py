@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, initialize_
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch without distributed"
-)
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+    pytest.mark.timeout(600),  # of which the processes take most, at the first test
+]
 STEPS, IMAGES = 10, 8
 MATCHED = ConvolutionalSimilarity(channels="matched", scale="raw", reduction="sum")
 
@@ -85,8 +86,8 @@ class Case:
 
     def train(self, rank=0, ranks=1):
         model = network(self.dtype)
-        initialize_(model, steps=2)
         wrapped = WRAPS[self.wrap](model) if ranks > 1 else model
+        initialize_(model, steps=2)
         regularizer = Regularizer(model, self.penalty, coefficient=self.coefficient)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(STEPS):
@@ -118,12 +119,12 @@ def mesh(*shape):
     return torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
-def shard(model, mesh, by_layer=True):
+def shard(model, mesh, layers=slice(2, 7, 4)):
+    """Shard two layers apart, and the rest with the model, which keeps it gathered longer."""
     from torch.distributed.fsdp import fully_shard
 
-    for layer in model if by_layer else ():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            fully_shard(layer, mesh=mesh)
+    for layer in model[layers]:
+        fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
@@ -134,7 +135,7 @@ def ranks():
 WRAPS = {
     "DDP": nn.parallel.DistributedDataParallel,
     "FSDP2": lambda model: shard(model, mesh(ranks())),
-    "FSDP2 at the root": lambda model: shard(model, mesh(ranks()), by_layer=False),
+    "FSDP2 at the root": lambda model: shard(model, mesh(ranks()), slice(0)),
     "HSDP": lambda model: shard(model, mesh(2, ranks() // 2)),
 }
 CASES = {
@@ -160,7 +161,6 @@ CASES = {
     4: [
         Case("FSDP2", "crossed"),
         Case("FSDP2", "crossed", route="loss", dtype=torch.float32),
-        Case("FSDP2", MATCHED),
         Case("FSDP2", MATCHED, coefficient="auto"),
         Case("FSDP2", "recommended", own_images=False),
         Case("FSDP2", "adjacent", route="loss"),
@@ -204,7 +204,7 @@ def gradients(model, penalty, mark=lambda model: None):
     return value, values, found
 
 
-def placed(model, placements):
+def placed(model, placements, on=None):
     """Put every parameter on the mesh by hand, as tensor parallelism does."""
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
@@ -212,7 +212,7 @@ def placed(model, placements):
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and not isinstance(parameter, DTensor):
                 layout = placements if parameter.dim() > 1 else [Replicate()]
-                spread = distribute_tensor(parameter.detach(), mesh(ranks()), layout)
+                spread = distribute_tensor(parameter.detach(), on or mesh(ranks()), layout)
                 module._parameters[name] = nn.Parameter(spread)
     return model
 
@@ -257,21 +257,31 @@ def flat_shards(use_orig_params):
     )
 
 
-def in_summoned_weights():
+def in_summoned_weights(penalty):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     model = flat_shards(True)
+    with FullyShardedDataParallel.summon_full_params(model):
+        regularizer = Regularizer(model, penalty)
     model(images(0)[:4]).square().mean().backward()  # the same on all ranks
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
-        value, *_ = gradients(model, "crossed")
+        value = regularizer.backward_()
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
         found = [p.grad.clone() for p in model.parameters()]
-    return value, found
+    return value, found, refusal(regularizer.backward_)
+
+
+def made_before_it_was_sharded():
+    model = network()
+    regularizer = Regularizer(model)
+    shard(model, mesh(ranks()))
+    model(images(0)[:4]).square().mean().backward()
+    return regularizer.backward_(), [whole(p.grad) for p in model.parameters()]
 
 
 def sharded_alone():
     model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)))
-    return refusal(lambda: Regularizer(shard(model, mesh(ranks())), "crossed"))
+    return refusal(lambda: Regularizer(shard(model, mesh(ranks()), slice(1)), "crossed"))
 
 
 def left_gathered():
@@ -299,14 +309,27 @@ def on_own_images(wrap, route):
     return Case(wrap, "recommended", route=route).train(torch.distributed.get_rank(), ranks())
 
 
-def checks():
+def checks_of_4():
+    """Both at once: tensor parallel on one axis of a mesh, FSDP2 on the other."""
+    from torch.distributed.tensor import Shard
+
+    both = mesh(2, 2)
+    return {
+        f"tensor parallel by axis {axis}": lambda axis=axis: gradients(
+            shard(placed(network(), [Shard(axis)], both["shard"]), both["replicate"]), "crossed"
+        )
+        for axis in (0, 1)
+    }
+
+
+def checks_of_2():
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     by_filters, by_channels = [Shard(0)], [Shard(1)]
     return {
-        "gradients of kinds": lambda: gradients(shard(kinds(), mesh(ranks()), False), "crossed"),
+        "gradients of kinds": lambda: gradients(shard(kinds(), mesh(ranks()), slice(0)), "crossed"),
         "matched gradients of kinds": lambda: gradients(
-            shard(kinds(), mesh(ranks()), False), MATCHED
+            shard(kinds(), mesh(ranks()), slice(0)), MATCHED
         ),
         "lopsided": lambda: gradients(shard(lopsided(), mesh(ranks())), MATCHED),
         "cut by channels": lambda: gradients(placed(network(), by_channels), "crossed"),
@@ -330,7 +353,9 @@ def checks():
             refusal(lambda own=own: Regularizer(flat_shards(own), "crossed"))
             for own in (True, False)
         ],
-        "summoned": in_summoned_weights,
+        "summoned crossed": lambda: in_summoned_weights("crossed"),
+        "summoned recommended": lambda: in_summoned_weights("recommended"),
+        "made before": made_before_it_was_sharded,
         "left gathered": left_gathered,
         "sharded alone": sharded_alone,
         "second derivative": second_derivative,
@@ -348,20 +373,30 @@ def work(rank, folder, count):
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count
     )
     found = {str(case): case.train(rank, count) for case in CASES[count]}
-    found |= {name: check() for name, check in checks().items()} if count == 2 else {}
+    checks = checks_of_2() if count == 2 else checks_of_4()
+    found |= {name: check() for name, check in checks.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+class Groups(dict):
+    """What each rank of a group found; a group is started when it is first asked for."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __missing__(self, count):
+        folder = self.folder / str(count)
+        folder.mkdir()
+        spawn(work, (str(folder), count), nprocs=count)
+        files = [folder / f"{rank}.pt" for rank in range(count)]
+        self[count] = [torch.load(file, weights_only=True) for file in files]
+        return self[count]
+
+
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
-    """What each rank of each group found."""
-    found = {}
-    for count in CASES:
-        folder = tmp_path_factory.mktemp(f"ranks{count}")
-        spawn(work, (str(folder), count), nprocs=count)
-        found[count] = [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(count)]
-    return found
+    return Groups(tmp_path_factory.mktemp("ranks"))
 
 
 def close(actual, expected, tolerance=1e-6):
@@ -412,17 +447,19 @@ def test_data_aware_gradients_are_the_mean_over_ranks_that_see_other_images(grou
 
 
 @pytest.mark.parametrize(
-    ("check", "model", "penalty"),
+    ("count", "check", "model", "penalty"),
     [
-        ("gradients of kinds", kinds, "crossed"),
-        ("matched gradients of kinds", kinds, MATCHED),
-        ("cut by channels", network, "crossed"),
-        ("replicated", network, MATCHED),
-        ("without grad mode", network, "crossed"),
+        (2, "gradients of kinds", kinds, "crossed"),
+        (2, "matched gradients of kinds", kinds, MATCHED),
+        (2, "cut by channels", network, "crossed"),
+        (2, "replicated", network, MATCHED),
+        (2, "without grad mode", network, "crossed"),
+        (4, "tensor parallel by axis 0", network, "crossed"),
+        (4, "tensor parallel by axis 1", network, "crossed"),
     ],
 )
-def test_gradients_are_those_of_one_process(groups, check, model, penalty):
-    for found in groups[2]:
+def test_gradients_are_those_of_one_process(groups, count, check, model, penalty):
+    for found in groups[count]:
         close_gradients(found[check], model(), penalty)
 
 
@@ -471,11 +508,22 @@ def test_what_cannot_be_right_is_refused(groups):
     assert "gather the weight with full_tensor()" in found["second derivative"]
 
 
-def test_flat_shards_serve_while_they_are_summoned(groups):
+@pytest.mark.parametrize(
+    ("check", "penalty"),
+    [
+        ("summoned crossed", "crossed"),
+        ("summoned recommended", "recommended"),
+        ("made before", "recommended"),
+    ],
+)
+def test_a_regularizer_may_be_made_before_weights_are_cut_or_put_together(groups, check, penalty):
     model = network()
+    regularizer = Regularizer(model, penalty)
     model(images(0)[:4]).square().mean().backward()
-    value = Regularizer(model, "crossed").backward_()
-    for found in groups[2]:
-        close(found["summoned"][0], value)
-        for own, parameter in zip(found["summoned"][1], model.parameters(), strict=True):
-            close(own, parameter.grad)
+    value = regularizer.backward_()
+    for rank in groups[2]:
+        found, gradient, *refused = rank[check]
+        close(found, value, 1e-9)
+        for own, parameter in zip(gradient, model.parameters(), strict=True):
+            close(own, parameter.grad, 1e-9)
+        assert all("keeps its weight in a flat shard" in message for message in refused)

@@ -202,11 +202,9 @@ class ConvLayer:
             return weight, None
         by_filters = shares and not module.transposed  # its first axis is input channels
         share = share_of(weight, module.groups) if by_filters else None
-        return (
-            (gather(weight, average=average), None)
-            if share is None
-            else (local_filters(weight, share), share)
-        )
+        if share is None:
+            return gather(weight, average=average), None
+        return local_filters(weight, share), share
 
     def outline(self) -> KernelBank:
         """See the layer's bank without its numbers, on the meta device: nothing is gathered."""
@@ -345,12 +343,11 @@ def selected_modules(
 def _refuse_flat_shard(name: str, module: Any) -> None:
     """Refuse a weight that FSDP1 keeps in a flat shard, of which filters cannot be told."""
     weight = module._parameters.get("weight")
-    flat = (
-        "weight" in vars(module) and not any(True for _ in module.parameters())
-        if weight is None
-        else getattr(weight, "_fsdp_flattened", False)
-        and weight.dim() != 2 + len(module.kernel_size)
-    )
+    if weight is None:
+        flat = "weight" in vars(module) and next(module.parameters(), None) is None
+    else:
+        whole = weight.dim() == 2 + len(module.kernel_size)
+        flat = getattr(weight, "_fsdp_flattened", False) and not whole
     if flat:
         raise ConvsimError(
             f"Layer {name!r}: FullyShardedDataParallel (FSDP1) keeps its weight in a flat shard, "
@@ -440,16 +437,16 @@ def _weight_in_forward(layer: ConvLayer, average: bool = False) -> Tensor:
     Parameters that are sharded are gathered for it.
     """
     module: Any = layer.module
-    gathered = {
-        name: gather(parameter, average=average)
-        for name, parameter in module.named_parameters()
-        if is_sharded(parameter)
-    }
     if hasattr(module, "set_reshard_after_backward"):  # FSDP2 would begin a forward pass
         raise ConvsimError(
             f"Layer {layer.name!r} ({type(module).__name__}) computes its weight from others, and "
             "fully_shard is applied to the layer itself: apply it to the module around it instead."
         )
+    gathered = {
+        name: gather(parameter, average=average)
+        for name, parameter in module.named_parameters()
+        if is_sharded(parameter)
+    }
     reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     like = next(module.parameters())
     probe = torch.zeros(1, module.in_channels, *reach, dtype=like.dtype, device=like.device)

@@ -215,7 +215,8 @@ class Regularizer:
                 ``scaler.get_scale()`` of a GradScaler whose gradients are not yet unscaled.
 
         Returns:
-            coefficient · penalty, detached, as `__call__`.
+            coefficient · penalty, detached, as `__call__`; the mean over processes that read other
+            images.
         """
         if not self._acting:
             return self()
