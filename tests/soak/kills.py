@@ -55,6 +55,8 @@ PLACES = {
 }
 """Where a kill can hit, and what it is then called in the record."""
 
+RECORDS = Path(__file__).with_name("kills.jsonl")
+
 Moment = tuple[str, float]
 """("after", seconds), ("in", number of a file operation), or ("never", 0)."""
 
@@ -231,7 +233,7 @@ def main() -> int:
     """Run chains until there are kills enough; 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kills.jsonl"))
+    parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     options = parser.parse_args()
     torch.set_num_threads(1)  # no pool of threads, which a fork would break

@@ -79,6 +79,8 @@ def _begin_worker(threads: int) -> None:
     """Set a worker up: Ctrl-C is its parent's to handle, and it ends when its parent does."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The default would do, but Lightning replaces it by one that the pool takes for a failed run.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(1))
     Thread(target=_end_with_parent, daemon=True).start()
 
 
