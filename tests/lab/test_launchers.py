@@ -95,7 +95,8 @@ def test_ray_does_not_start_a_run_for_ever(tmp_path, monkeypatch):
 
 
 def doomed(run, folder):
-    if run.seed == 0:
+    if (run.method.name, run.seed) == ("none", 0):
+        time.sleep(1)  # until the other one is at work
         os.kill(os.getpid(), signal.SIGKILL)
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # as Lightning does
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
