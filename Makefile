@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types docs wheel clean help
+.PHONY: demo test soak check lint types docs wheel clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,6 +30,9 @@ demo: $(READY)  ## train the same small CNN with and without the penalty, and sh
 
 test: $(VENV)/.ready-dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+soak: $(VENV)/.ready-dev  ## what is too long for `make test`; started again, it goes on
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

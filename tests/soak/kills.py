@@ -40,12 +40,13 @@ from convsim.lab.datasets import load_dataset
 from convsim.lab.records import Record, append_record, environment, read_records, record_key
 
 SMALL = ("--width", "4", "--epochs", "4", "--batch-size", "16")
-GRID = ("--method", "none", "--method", "recommended@0.1,1", "--seeds", "1", "--tuning-seeds", "1")
+TUNED = ("--method", "none", "--method", "recommended@0.1,1", "--seeds", "1", "--tuning-seeds", "1")
+PAIRED = ("--method", "none", "--method", "recommended@0.1", "--seeds", "2", "--jobs", "2")
 VICTIMS = {
     "train": ("train", "--method", "recommended-both", *SMALL),
     "train auto": ("train", "--method", "data-aware@auto", *SMALL),
-    "compare": ("compare", *GRID, *SMALL),
-    "compare on 2": ("compare", "--jobs", "2", *GRID, *SMALL),
+    "compare": ("compare", *TUNED, *SMALL),
+    "compare on 2": ("compare", *PAIRED, *SMALL),
 }
 PLACES = {
     "checkpoint": "last.ckpt",
@@ -54,6 +55,8 @@ PLACES = {
     "random time": "after ",
 }
 """Where a kill can hit, and what it is then called in the record."""
+
+RECORDS = Path(__file__).with_name("kills.jsonl")
 
 Moment = tuple[str, float]
 """("after", seconds), ("in", number of a file operation), or ("never", 0)."""
@@ -83,10 +86,12 @@ def sabotage(moment: int, tell: Connection) -> Callable[[], int]:
 
         def operation(*arguments: Any, **options: Any) -> Any:
             nonlocal reached
+            what = arguments[0]
+            where = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+            if where.startswith("pipe:"):  # to the processes of a pool
+                return original(*arguments, **options)
             reached = next(numbers)
             if reached == moment:
-                what = arguments[0]
-                where = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what
                 tell.send(f"{name} {Path(where).name}")
                 if half:
                     content = memoryview(arguments[1])
@@ -231,7 +236,7 @@ def main() -> int:
     """Run chains until there are kills enough; 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kills.jsonl"))
+    parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     options = parser.parse_args()
     torch.set_num_threads(1)  # no pool of threads, which a fork would break

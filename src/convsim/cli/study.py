@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from convsim.cli.console import out, progress_bar, say
+from convsim.lab.files import locked
 from convsim.lab.presentation import as_text
 from convsim.lab.studies import STUDIES, run_study
 
@@ -33,8 +34,7 @@ def study_command(
     """
     study = STUDIES[name]
     count = draws or (study.quick if quick else study.draws)
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as progress:
+    with locked(folder), progress_bar() as progress:
         task = progress.add_task("cases", total=len(study.cases))
         rows = run_study(study, count, folder, lambda done: progress.update(task, completed=done))
     table = Table(

@@ -79,6 +79,8 @@ def _begin_worker(threads: int) -> None:
     """Set a worker up: Ctrl-C is its parent's to handle, and it ends when its parent does."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The default would do, but Lightning replaces it by one that the pool takes for a failed run.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(1))
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -100,7 +102,8 @@ def _on_ray(runs: Sequence[Run], folder: Path, jobs: int) -> Trained:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level="ERROR")  # at RAY_ADDRESS, or a local one
-        signal.signal(signal.SIGTERM, on_sigterm)  # which Ray takes
+        if signal.getsignal(signal.SIGTERM) is not on_sigterm:  # Ray takes it
+            signal.signal(signal.SIGTERM, on_sigterm)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=LOST_WORKERS)(_train_remotely)
     data = {id(run.data): run.data for run in runs}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from convsim.errors import ConvsimWarning
 from convsim.lab.datasets.image_data import ImageData
+from convsim.lab.files import replacing
 
 # Part of every file name: raise it when decoding changes.
 FORMAT = 1
@@ -62,21 +63,14 @@ def _read(path: Path, name: str) -> ImageData | None:
 
 
 def _write(path: Path, data: ImageData) -> None:
-    # In the same folder, because a file can be replaced in one step only within a file system.
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
     metadata = {"classes": json.dumps(data.classes), "fingerprint": data.fingerprint}
+    tensors = {key: getattr(data, key).contiguous() for key in _TENSORS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            tensors = {key: getattr(data, key).contiguous() for key in _TENSORS}
+        with FileLock(path.with_name(f".{path.name}.lock")), replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        _warn_once(path.parent, str(error))
+        _warn_once(path.parent, str(error.__cause__ or error))
 
 
 def _warn_once(folder: Path, reason: str) -> None:
