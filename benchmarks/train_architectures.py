@@ -1,10 +1,10 @@
-"""Train unmodified networks of timm for 20 steps: without a penalty, recommended and crossed.
+"""Train unmodified networks of timm for 20 steps with the recommended penalty and the crossed one.
 
-Handwritten digits at 64×64, batches of 8, AdamW. Checks that loss and every gradient stay finite
+Handwritten digits at 64×64, batches of 4, AdamW. Checks that loss and every gradient stay finite
 and that the penalty falls: the crossed one with its own coefficient; the recommended one with 300,
 for its own, 1, is shared by all layers and meant for more than 20 steps, in which training on the
-task raises it. What its own coefficient does is told beside no penalty. The values are taken on 64
-other images, with the first and with the last weights.
+task raises it. What its own coefficient does is told beside. The values are taken on 16 other
+images, with the first and with the last weights.
 
 A record for each network goes to results/train_architectures.jsonl; a second call goes on where the
 first one stopped, until all have one of this commit. results/train_architectures.md is written from
@@ -28,15 +28,15 @@ from convsim.lab.records import append_record, environment, read_records
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE = RESULTS / "train_architectures.jsonl", RESULTS / "train_architectures.md"
-STEPS, BATCH, SIZE, UNSEEN = 20, 8, 64, 64
+STEPS, BATCH, SIZE, UNSEEN = 20, 4, 64, 16
 # The smallest or nearly so of each family.
 NETWORKS = (
-    "resnet10t", "resnext26ts", "skresnet18", "nf_resnet26", "res2net50_14w_8s", "resnetv2_50",
-    "tf_efficientnet_lite0", "mobilenetv2_050", "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_050", "mobileone_s0", "mobilevit_xxs", "mnasnet_small", "lcnet_035",
-    "ghostnet_050", "repvgg_a0", "repvit_m0_9", "regnety_002", "convnext_atto", "convnextv2_atto",
-    "inception_next_atto", "edgenext_xx_small", "densenet121", "dla46_c", "ese_vovnet19b_slim_dw",
-    "poolformer_s12", "fastvit_t8", "starnet_s1", "pvt_v2_b0",
+    "lcnet_035", "mobilenetv3_small_050", "mobilenetv4_conv_small_050", "mnasnet_small",
+    "ghostnet_050", "mobilenetv2_050", "regnety_002", "starnet_s1", "dla46_c",
+    "tf_efficientnet_lite0", "convnext_atto", "convnextv2_atto", "inception_next_atto",
+    "edgenext_xx_small", "repvit_m0_9", "mobilevit_xxs", "pvt_v2_b0", "ese_vovnet19b_slim_dw",
+    "resnet10t", "repvgg_a0", "mobileone_s0", "fastvit_t8", "nf_resnet26", "resnext26ts",
+    "skresnet18", "poolformer_s12",
 )  # fmt: skip
 
 
@@ -85,7 +85,6 @@ def train(name: str, penalty: str, coefficient: float | None = None) -> dict[str
 
 
 RUNS: dict[str, tuple[str, float | None]] = {
-    "none": ("recommended", 0.0),
     "recommended": ("recommended", None),
     "strong": ("recommended", 300.0),
     "crossed": ("crossed", None),
@@ -109,7 +108,7 @@ def page(records: list[dict[str, Any]]) -> str:
     rows = {record["name"]: record for record in records if record["name"] in NETWORKS}
     machine = next(iter(rows.values()))["environment"]
     held = sum(map(holds, rows.values()))
-    lower = sum(row["recommended"]["after"] < row["none"]["after"] for row in rows.values())
+    lower = sum(row["recommended"]["after"] < row["recommended"]["before"] for row in rows.values())
     lines = [
         f"# {len(rows)} unmodified networks of timm, {STEPS} steps each",
         "",
@@ -117,15 +116,16 @@ def page(records: list[dict[str, Any]]) -> str:
         f"{machine['torch']}, {machine['processor']}, commit {machine['commit'][:9]}. Mean over "
         "layers, without the coefficient; – where there is no layer that the penalty acts on.",
         "",
-        f"All is finite and the penalty falls for {held} of {len(rows)}. With its own coefficient "
-        f"the recommended penalty ends lower than without it for {lower}.",
+        f"All is finite and the penalty falls for {held} of {len(rows)}. With its own coefficient, "
+        f"1, the recommended penalty ends below its start for {lower}.",
         "",
-        "| network | finite | recommended: start | without | coefficient 1 | 300 "
+        "| network | finite | recommended: start | coefficient 1 | 300 "
         "| crossed: start | coefficient 3 | holds |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, row in rows.items():
-        values = [row["none"].get("before"), *(row[run].get("after") for run in list(RUNS)[:3])]
+        values = [row["recommended"].get("before")]
+        values += [row[run].get("after") for run in ("recommended", "strong")]
         values += [row["crossed"].get("before"), row["crossed"].get("after")]
         finite = all(row[run]["finite"] for run in RUNS if row[run])
         cells = ["–" if value is None else f"{value:.5f}" for value in values]

@@ -211,7 +211,8 @@ class Regularizer:
         if layer in self._acting and layer.name not in self._inputs:
             raise ConvsimError(
                 f"Layer {layer.name!r} has read no input yet. {self.penalty} takes that of the "
-                "last forward pass: call the regularizer after one, in train() mode."
+                "last forward pass: call the regularizer after one, in train() mode. If the model "
+                "is compiled, make the regularizer before the compiled model first runs."
             )
         inputs = self._inputs.get(layer.name)
         return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
