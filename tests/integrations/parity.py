@@ -5,12 +5,13 @@
 
 import os
 import tempfile
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 import loops
 import torch
-from loops import DoubleNetwork, Setting, distance, trained
+from loops import DoubleNetwork, Network, Setting, distance, trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 LOOPS = {
@@ -30,8 +31,10 @@ Each cell trains a small network for {loops.STEPS} steps with the recommended pe
 compares the weights with those of a loop written by hand. **equal**: in float32 within 10⁻⁵ of
 float64, in bf16 autocast within 5·10⁻² and in fp16 autocast with a GradScaler within 5·10⁻³ (what
 half precision does to the network itself), and in each within 10⁻⁶ of the loop by hand in that
-precision. **GPU**: the framework refuses it on a CPU, so nothing was checked. Compiled is
-`torch.compile` with `aot_eager`; `inductor` is tested with the plain loop.
+precision. **GPU**: fp16 was not checked, for asked for it on a CPU this framework trains in what
+follows, equal to the loop by hand in that. Compiled is `torch.compile` with `aot_eager`; `inductor`
+is tested with the plain loop. "Attached" is `Regularizer(model).attach(optimizer)`, which the
+Accelerate rows use too; Lightning and Trainer take their callbacks.
 
 Written by `python tests/integrations/parity.py`; the tests fail when it is out of date.
 
@@ -40,20 +43,25 @@ Written by `python tests/integrations/parity.py`; the tests fail when it is out 
 """
 
 
+@cache
+def by_hand(accumulate, precision, network=Network):
+    """Train by the plain loop, uncompiled."""
+    return trained(loops.plain, Setting(accumulate=accumulate, precision=precision), network)
+
+
 def cell(loop, setting):
-    """Train; say "equal", "GPU", or how far off it is."""
-    try:
-        actual = trained(loop, setting)
-    except Exception as error:
-        if setting.precision == "fp16" and "GPU" in str(error):
-            return "GPU"
-        raise
-    double = trained(loops.plain, Setting(accumulate=setting.accumulate), DoubleNetwork)
-    by_hand = trained(loops.plain, Setting(accumulate=setting.accumulate,
-                                           precision=setting.precision))  # fmt: skip
-    off = distance(actual, double), distance(actual, by_hand)
-    held = all(one <= bound for one, bound in zip(off, BOUNDS[setting.precision], strict=True))
-    return "equal" if held else f"off by {off[0]:.0e}, {off[1]:.0e}"
+    """Train; say "equal", in what else it was trained on a CPU, or how far off it is."""
+    actual = trained(loop, setting)
+    double = by_hand(setting.accumulate, "float32", DoubleNetwork)
+    own = by_hand(setting.accumulate, setting.precision)
+    off = distance(actual, double), distance(actual, own)
+    if all(one <= bound for one, bound in zip(off, BOUNDS[setting.precision], strict=True)):
+        return "equal"
+    if setting.precision == "fp16":
+        for other in ("float32", "bf16"):
+            if distance(actual, by_hand(setting.accumulate, other)) <= BOUNDS[other][1]:
+                return f"GPU; {other} here"
+    return f"off by {off[0]:.0e}, {off[1]:.0e}"
 
 
 def rows(name):
