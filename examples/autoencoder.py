@@ -56,8 +56,8 @@ for name, coefficient in COEFFICIENTS.items():
     rows = [error_and_similarity(coefficient, seed) for seed in SEEDS]
     errors[name] = [error for error, _ in rows]
     gains = [1 - own / plain for own, plain in zip(errors[name], errors["without"], strict=True)]
-    similarity = statistics.mean(row[1] for row in rows)
     print(
-        f"{name}: test error {1000 * statistics.mean(errors[name]):.2f}·10⁻³, similarity of feature "
-        f"maps {similarity:.3f}, error lower by {', '.join(f'{100 * g:+.1f}' for g in gains)} % by seed"
+        f"{name}: test error {1000 * statistics.mean(errors[name]):.2f}·10⁻³, "
+        f"feature-map similarity {statistics.mean(row[1] for row in rows):.3f}, "
+        f"error lower by {', '.join(f'{100 * gain:+.1f}' for gain in gains)} % (by seed)"
     )
