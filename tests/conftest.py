@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,13 +20,19 @@ _MISSING_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_PREPEND = partial(sys.path.insert, 0)
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 
 
 @pytest.fixture
 def vision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make torchvision and timm importable beside a CPU build of torch they were not built for."""
-    monkeypatch.syspath_prepend(str(_VISION))
+    """Make torchvision and timm importable."""
+    use_vision(monkeypatch.syspath_prepend)
+
+
+def use_vision(prepend: Callable[[str], None] = _PREPEND) -> None:
+    """Make them importable beside a CPU build of torch they were not built for."""
+    prepend(str(_VISION))
     spec = find_spec("torchvision")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for operators in Path(folder).glob("_C.*"):

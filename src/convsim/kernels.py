@@ -178,6 +178,14 @@ class ConvLayer:
         """Whether the weight that convolves is computed from other parameters."""
         return _recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
 
+    def parameters(self) -> list[nn.Parameter]:
+        """List the weight's parameter, or those that it is computed from."""
+        return [
+            parameter
+            for name, parameter in self.module.named_parameters()
+            if not name.startswith(("bias", "parametrizations.bias"))
+        ]
+
     def weight(self) -> Tensor:
         """Read the weight that convolves: through a parametrization, or as forward makes it.
 
@@ -304,7 +312,7 @@ def conv_layers(
     chosen = {
         name: module
         for name, module in found.items()
-        if matches(name, module) and (frozen or _trains(module))
+        if matches(name, module) and (frozen or _trains(ConvLayer(name, module)))
     }
     if not chosen:
         raise ConvsimError(
@@ -362,13 +370,9 @@ def _refuse_no_module(model: object) -> None:
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
 
 
-def _trains(module: nn.Module) -> bool:
+def _trains(layer: ConvLayer) -> bool:
     """Whether the weight, or something that it is computed from, requires a gradient."""
-    return any(
-        parameter.requires_grad
-        for name, parameter in module.named_parameters()
-        if not name.startswith(("bias", "parametrizations.bias"))
-    )
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def is_convolution(module: nn.Module) -> bool:

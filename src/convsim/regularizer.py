@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers, is_convolution
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.sharding import Share, average_over_ranks_, norm, ranks, settle_gradients_
+from convsim.stepping import before_every_step
 from convsim.watch import Watch
 from convsim.windows import sample_windows
 
@@ -28,6 +29,8 @@ class Regularizer:
 
         loss = loss + regularizer()          # a graph like that of any loss
         loss.backward(); regularizer.backward_()   # no graph: less memory and time
+
+    or one, for a loop that you do not want to touch: ``Regularizer(model).attach(optimizer)``.
 
     The recommended penalty looks at what each layer reads in the forward pass (see
     `ExpectedSimilarity`), so call it after one, in train() mode; "crossed" takes the kernels alone,
@@ -94,6 +97,7 @@ class Regularizer:
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._maps: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, Tensor] = {}
+        self._leave_optimizer: Callable[[], None] = lambda: None
         self._watch = self._look_at(model) if self._needs_forward() else None
         if not self._acting:
             warnings.warn(
@@ -133,8 +137,45 @@ class Regularizer:
 
         return Watch(modules, keep_inputs if windows else keep_maps)
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Call `backward_` before every step of an optimizer, which serves any loop.
+
+        ``regularizer = Regularizer(model).attach(optimizer)`` is all there is to do. The penalty's
+        gradient comes last: after accumulation, the averaging over ranks, a GradScaler's unscaling
+        (and not in steps that it skips) and clipping, of which it is no part; where torch's
+        optimizers add their weight decay too. A closure given to ``step`` is followed each time it
+        is called, and its loss has the penalty added. To have the penalty clipped with the loss,
+        call `backward_` yourself before clipping.
+
+        The optimizer keeps the regularizer until `remove`; attaching it again moves it.
+
+        Args:
+            optimizer: The one that steps all of the layers; or what Accelerate, Fabric or Lightning
+                wraps it in. With one optimizer for each part of a model, one regularizer each.
+
+        Returns:
+            This regularizer.
+
+        Raises:
+            ConvsimError: If the optimizer steps none or only some of the layers, or calls no hooks
+                (one that is no torch.optim.Optimizer), or the penalty is on feature maps.
+        """
+        if isinstance(self.penalty, ActivationPenalty):
+            raise ConvsimError(
+                f"{self.penalty} acts on feature maps and has to enter the loss: use "
+                "loss + regularizer() instead of attach()."
+            )
+        handle = before_every_step(optimizer, self._acting, self.backward_)
+        self._leave_optimizer()
+        self._leave_optimizer = handle.remove
+        return self
+
     def remove(self) -> None:
-        """Stop looking at the model's forward passes; dropping the regularizer does so too."""
+        """Leave the optimizer, and stop looking at the model's forward passes.
+
+        Dropping a regularizer that is not attached does so too.
+        """
+        self._leave_optimizer()
         if self._watch is not None:
             self._watch.close()
 
@@ -177,7 +218,8 @@ class Regularizer:
         if layer in self._acting and layer.name not in self._inputs:
             raise ConvsimError(
                 f"Layer {layer.name!r} has read no input yet. {self.penalty} takes that of the "
-                "last forward pass: call the regularizer after one, in train() mode."
+                "last forward pass: call the regularizer after one, in train() mode. If the model "
+                "is compiled, make the regularizer before the compiled model first runs."
             )
         inputs = self._inputs.get(layer.name)
         return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
@@ -196,7 +238,7 @@ class Regularizer:
             raise ConvsimError(
                 f"Layer {name!r} has put out no feature maps since the last call. "
                 f"{penalty} takes those of the forward pass: call regularizer() once after "
-                "it, in train() mode."
+                "it, in train() mode, and checkpoint activations with use_reentrant=False."
             )
         return torch.stack([penalty.maps_value(output) for output in maps]).mean()
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -45,6 +46,8 @@ class _Hook:
         # nn.DataParallel's replicas would leave theirs on other devices.
         if watch is None or not module.training or getattr(module, "_is_replica", False):
             return
+        if _in_backward():  # activation checkpointing runs the module again
+            return
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         watch.keep(self._name, module, tensors[0], output)
 
@@ -55,6 +58,10 @@ class _Hook:
 class _NoHook:
     def __call__(self, *_: Any) -> None:
         """Do nothing."""
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -34,8 +34,12 @@ def similarities(banks: Sequence[KernelBank], options: Options) -> list[Tensor]:
     """Compute each layer's similarity, differentiable, its gradient in closed form.
 
     The gradient is computed with the value and kept until the backward pass: as much memory as the
-    filters take, where `add_gradients_` needs none. A second derivative goes by autograd.
+    filters take, where `add_gradients_` needs none. A second derivative goes by autograd, and so
+    does all of it under torch.func's transforms, which see through torch's own operations only.
     """
+    if torch._C._are_functorch_transforms_active():
+        form = (options.pairs, options.channels, options.scale, options.reduction)
+        return [bank_similarity(bank, *form) for bank in banks]
     if not any(bank.filters.requires_grad for bank in banks) or not torch.is_grad_enabled():
         return add_gradients_(banks, [None] * len(banks), [1.0] * len(banks), options)
     outputs: Any = _Similarities.apply(  # type: ignore[no-untyped-call]
@@ -67,10 +71,19 @@ class _Similarities(torch.autograd.Function):
         filters, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradients = [
-                _differentiable_gradient(bank.with_filters(own), ctx.options)
-                for bank, own in zip(ctx.banks, filters, strict=True)
+                _differentiable_gradient(bank.with_filters(own), ctx.options) if needed else None
+                for bank, own, needed in zip(
+                    ctx.banks, filters, ctx.needs_input_grad[2:], strict=True
+                )
             ]
-        return None, None, *(own * by for own, by in zip(gradients, upstream, strict=False))
+        return (
+            None,
+            None,
+            *(
+                None if own is None else own * by
+                for own, by in zip(gradients, upstream, strict=False)
+            ),
+        )
 
 
 def _differentiable_gradient(bank: KernelBank, options: Options) -> Tensor:

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from convsim.kernels import LayerFilter
-from convsim.penalties import ActivationPenalty, Penalty
-from convsim.regularizer import Regularizer
+from convsim.integrations.later import RegularizerLater
+from convsim.penalties import ActivationPenalty
+from convsim.stepping import steps_them
 
 
-class RegularizerCallback(Callback):
+class RegularizerCallback(RegularizerLater, Callback):
     """Add a penalty's closed-form gradient before every optimizer step.
 
     Once per optimizer step whatever the gradient accumulation, after mixed precision's unscaling
-    and before gradient clipping. The coefficient's schedule counts epochs. The mean penalty of each
-    epoch is logged as ``convsim/penalty``.
+    and before gradient clipping; of several optimizers, at the steps of the one that all selected
+    layers belong to. A penalty on feature maps ("decov") enters the loss instead. The coefficient's
+    schedule counts epochs. The mean penalty of each epoch is logged as ``convsim/penalty``. The
+    arguments are those of `RegularizerLater`.
 
-    Args:
-        penalty: As in `convsim.Regularizer`, and so the other arguments.
-        coefficient: A number, a function of the epoch, or "auto".
-        layers: Which convolutions.
+    Raises:
+        ConvsimError: While training, if several optimizers share the layers.
     """
-
-    def __init__(
-        self,
-        penalty: str | Penalty = "recommended",
-        *,
-        coefficient: float | Callable[[int], float] | Literal["auto"] | None = None,
-        layers: LayerFilter | Iterable[LayerFilter] | None = None,
-    ) -> None:
-        self._options: dict[str, Any] = {
-            "penalty": penalty,
-            "coefficient": coefficient,
-            "layers": layers,
-        }
-        self.regularizer: Regularizer | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, once the model is on its device."""
-        self.on_fit_end(trainer, pl_module)
-        self.regularizer = Regularizer(pl_module, **self._options)
+        self.begin(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model's forward passes alone again."""
-        if self.regularizer is not None:
-            self.regularizer.remove()
+        self.end()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the schedule to this epoch, also after a resume."""
@@ -65,9 +46,7 @@ class RegularizerCallback(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
         loss.add_(value * scale)
-        pl_module.log(
-            "convsim/penalty", value.detach(), on_step=False, on_epoch=True, sync_dist=True
-        )
+        _log(pl_module, value)
 
     def _on_maps(self) -> bool:
         return self.regularizer is not None and isinstance(
@@ -78,9 +57,11 @@ class RegularizerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Add the gradient."""
-        if self.regularizer is not None and not self._on_maps():
-            value = self.regularizer.backward_()
-            _log(pl_module, value)
+        if self.regularizer is None or self._on_maps():
+            return
+        if len(trainer.optimizers) > 1 and not steps_them(optimizer, self.regularizer.layers):
+            return
+        _log(pl_module, self.regularizer.backward_())
 
 
 def _log(module: LightningModule, value: torch.Tensor) -> None:

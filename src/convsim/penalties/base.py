@@ -50,6 +50,12 @@ class Penalty(ABC):
 
         By autograd; a penalty with a closed form overrides it.
         """
+        if torch.compiler.is_compiling():  # which traces torch.func, and breaks at autograd
+            with full_precision(bank.filters):
+                gradient, value = torch.func.grad_and_value(
+                    lambda filters: self.value(bank.with_filters(filters))
+                )(bank.filters.detach())
+            return value, gradient
         with torch.enable_grad(), full_precision(bank.filters):
             filters = bank.filters.detach().requires_grad_()
             value = self.value(bank.with_filters(filters))

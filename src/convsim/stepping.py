@@ -1,0 +1,87 @@
+"""Have an optimizer ask for a penalty's gradient before every one of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from convsim.errors import ConvsimError
+from convsim.kernels import ConvLayer
+
+_WRAPPED = ("optimizer", "_optimizer", "_base_optimizer")  # Accelerate, Fabric, Lightning; timm
+
+
+def before_every_step(
+    optimizer: Optimizer, layers: Iterable[ConvLayer], backward: Callable[[float], Tensor]
+) -> RemovableHandle:
+    """Call ``backward(scale)`` when the gradients of a step are ready, and before it is taken.
+
+    `scale` is what the gradients are still multiplied by: 1, but for a fused optimizer that
+    unscales a GradScaler's gradients inside its step. Where the step is given a closure, each call
+    of it is followed by one of `backward`, and the loss it returns has the penalty added.
+
+    Raises:
+        ConvsimError: As `steps_them`; if the optimizer steps none of the layers, or calls no hooks.
+    """
+    optimizer = _inner(optimizer)
+    kind = type(optimizer).__name__
+    if not steps_them(optimizer, layers):
+        raise ConvsimError(
+            f"{kind} steps none of the regularized layers' weights. Attach the regularizer to the "
+            "optimizer that was made from this model's parameters, after the model was wrapped."
+        )
+
+    @torch.enable_grad()
+    def hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            scale = getattr(optimizer, "grad_scale", None)
+            backward(1.0 if scale is None else float(scale))
+            return None
+
+        @torch.enable_grad()
+        def with_penalty() -> Any:
+            loss = closure()
+            value = backward(1.0)
+            return None if loss is None else loss + value
+
+        rest = {name: value for name, value in kwargs.items() if name != "closure"}
+        return (args[0], with_penalty, *args[2:]), rest
+
+    return optimizer.register_step_pre_hook(hook)
+
+
+def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
+    """Tell whether an optimizer steps the layers' weights: all of them, or none.
+
+    Raises:
+        ConvsimError: If it steps some and not others, whose gradients would be added too often.
+    """
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    stepped = {layer.name: any(id(p) in mine for p in layer.parameters()) for layer in layers}
+    if len(set(stepped.values())) > 1:
+        missing = next(name for name, found in stepped.items() if not found)
+        raise ConvsimError(
+            f"{type(optimizer).__name__} steps some of the regularized layers and not others, such "
+            f"as {missing!r}. Make one regularizer for each optimizer, with layers=…."
+        )
+    return all(stepped.values())
+
+
+def _inner(optimizer: Any) -> Optimizer:
+    """Find the optimizer of torch inside a framework's wrapper: the one that calls hooks."""
+    while not getattr(type(optimizer).step, "hooked", False):
+        inner = next((getattr(optimizer, n) for n in _WRAPPED if hasattr(optimizer, n)), None)
+        if inner is None:
+            raise ConvsimError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer that calls hooks before "
+                "its steps. Call regularizer.backward_() before optimizer.step() instead."
+            )
+        optimizer = inner
+    found: Optimizer = optimizer
+    return found
