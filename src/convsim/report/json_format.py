@@ -53,7 +53,7 @@ def to_json(report: RedundancyReport) -> str:
     return json.dumps(content, allow_nan=False, indent=1)
 
 
-def from_json(text: str) -> RedundancyReport:
+def from_json(text: str | bytes) -> RedundancyReport:
     """Read a report, refusing what is none with an error that says why."""
     try:
         content = strict_json.loads(text)
