@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import os
+import shutil
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -33,3 +34,17 @@ def vision(monkeypatch: pytest.MonkeyPatch) -> None:
     for operator in _MISSING_OPERATORS:
         if not hasattr(torch.ops.torchvision, operator.partition("(")[0]):
             _LIBRARY.define(operator)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; where CI runs, it must be there."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        message = "no Chromium on the PATH: install it, as with apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,7 +1,4 @@
-"""Reports to render, and a browser to open them in."""
-
-import os
-import shutil
+"""Reports to render."""
 
 import pytest
 import torch
@@ -36,17 +33,3 @@ def later(model, images):
     torch.manual_seed(9)
     other = nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3, groups=2)))
     return convsim.measure(other, [images])
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; where CI runs, it must be there."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        message = "no Chromium on the PATH: install it, as with apt-get install chromium"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
