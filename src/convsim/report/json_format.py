@@ -27,7 +27,7 @@ from convsim.report.table import CLASSES
 
 SCHEMA = 1
 _MOST_BYTES = 2**32
-"""Of all tensors together, as they are in memory; ResNet-152's matrices take 0.6 GB."""
+"""Of all tensors together, as they are in memory."""
 _MOST = 1e30
 """Of a number, so that no mean of them overflows."""
 
