@@ -14,6 +14,8 @@ def loads(text: str | bytes) -> Any:
         ValueError: If it is no JSON in UTF-8, is nested too deeply, has a key twice in one object,
             or a number that is not finite.
     """
+    if isinstance(text, bytes):
+        text = text.decode()  # json.loads would guess another encoding
     try:
         return json.loads(
             text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite

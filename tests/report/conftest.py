@@ -1,4 +1,4 @@
-"""Reports to render, and a browser to open them in."""
+"""Reports to render."""
 
 import pytest
 import torch

@@ -144,6 +144,6 @@ def _read(path: Path) -> RedundancyReport:
     if len(content) > _MOST_BYTES:
         raise ConvsimError(f"{path}: a report has at most {_MOST_BYTES} bytes. Measure again.")
     try:
-        return RedundancyReport.from_json(content.decode())
-    except (ConvsimError, UnicodeDecodeError) as error:
+        return RedundancyReport.from_json(content)
+    except ConvsimError as error:
         raise ConvsimError(f"{path}: {error}") from error

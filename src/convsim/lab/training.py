@@ -207,11 +207,9 @@ def _train(
             if checkpoint is None or not resumed or bookkeeping.steps:
                 raise  # it is not the checkpoint's fault
             raise _damaged(checkpoint, error) from error
-    curve = bookkeeping.curve
-    if checkpoint is not None and resumed and len(curve) != recipe.epochs:
-        raise _damaged(checkpoint, ValueError("more or fewer epochs than it says"))
     classifier.eval()
 
+    curve = bookkeeping.curve
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
         "train_loss": [scores["train_loss"] for scores in curve],
@@ -265,11 +263,15 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
 def _finished_epochs(path: Path, run: Run) -> int:
     """Count the epochs of a run's checkpoint, refusing one of another run."""
     try:
-        bookkeeping = read_checkpoint(path)["callbacks"][_Bookkeeping.__qualname__]
+        state = read_checkpoint(path)
+        bookkeeping = state["callbacks"][_Bookkeeping.__qualname__]
         found, curve = bookkeeping["key"], bookkeeping["curve"]
         for scores in curve:
             math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
         float(bookkeeping["initialization_seconds"])
+        (_,), (_,) = state["optimizer_states"], state["lr_schedulers"]
+        if state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] != len(curve):
+            raise ValueError("more or fewer epochs than it says")  # noqa: TRY301
     except Exception as error:
         raise _damaged(path, error) from error
     if found != run.key:

@@ -79,6 +79,8 @@ def read_checkpoint(path: Path) -> Any:
         if any(content.find(name) >= 0 for name in _HUNGRY):
             raise ValueError("neither tensors nor plain values")
         is_zip, size = content[:4] == b"PK\3\4", len(content)
+        if not is_zip and content[:1] != b"\x80":
+            raise ValueError("no file of torch.save")
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()

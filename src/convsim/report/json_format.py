@@ -28,7 +28,7 @@ from convsim.report.table import CLASSES
 
 SCHEMA = 1
 _MOST_BYTES = 2**32
-"""Of all tensors together, as they are in memory; ResNet-152's matrices take 0.6 GB."""
+"""Of all tensors together, as they are in memory."""
 _MOST = 1e30
 """Of a number, so that no mean of them overflows."""
 
@@ -54,7 +54,7 @@ def to_json(report: RedundancyReport) -> str:
     return json.dumps(content, allow_nan=False, indent=1)
 
 
-def from_json(text: str) -> RedundancyReport:
+def from_json(text: str | bytes) -> RedundancyReport:
     """Read a report, refusing what is none with an error that says why."""
     try:
         content = strict_json.loads(text)

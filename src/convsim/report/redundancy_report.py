@@ -278,7 +278,7 @@ class RedundancyReport:
         return to_json(self)
 
     @staticmethod
-    def from_json(text: str) -> RedundancyReport:
+    def from_json(text: str | bytes) -> RedundancyReport:
         """Read what `to_json` wrote.
 
         Raises:

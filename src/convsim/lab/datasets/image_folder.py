@@ -198,8 +198,11 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 def _decode(entry: Entry, where: Path) -> _Pixels:
     content = entry.read()
     try:
-        with Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values()))) as image:
+        with _open(content) as image:
             _check_header(image, content)
+            if image.format == "PNG":
+                image.verify()  # decoding looks at some of its checksums only
+                image = _open(content)  # noqa: PLW2901 - verifying uses it up
             return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
     # PIL's decoders let through many kinds of errors on bytes that are no image.
     except Exception as error:
@@ -209,6 +212,10 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
             f"Every image must be a readable file of moderate size with 8 bits per channel: "
             f"{str(entry.name)!r} in {where} is not ({reason}). Replace it or take it out."
         ) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values())))
 
 
 def _check_header(image: Image.Image, content: bytes) -> None:
