@@ -24,26 +24,36 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
-import hypothesis  # noqa: F401 - loaded once, before the forks
+import hypothesis  # noqa: F401 - what the tests load is loaded once, before the forks
+import lightning  # noqa: F401
 import numpy  # noqa: F401
 import pytest
+import scipy.stats  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch
+import torchmetrics  # noqa: F401
 from record import Record
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-_PENALTIES = ["penalties", "test_similarity.py", "test_numbers.py"]
-_MODEL = ["test_regularizer.py", "test_watch.py", *_PENALTIES]
+_RIVALS = ["penalties/test_rivals.py", "penalties/test_expected_similarity.py"]
+_SIMILARITY = ["test_similarity.py", "test_numbers.py", "test_regularizer.py"]
+_MODEL = ["test_regularizer.py", "test_watch.py", *_RIVALS, "test_numbers.py"]
 TESTS = {
-    "similarity.py": ["test_similarity.py", "test_numbers.py", "test_regularizer.py"],
-    "kernels.py": ["test_kernels.py", "test_similarity.py", "test_numbers.py", *_MODEL],
+    "similarity.py": _SIMILARITY,
+    "kernels.py": [
+        "test_kernels.py",
+        "test_regularizer.py",
+        "test_similarity.py",
+        "test_numbers.py",
+    ],
     "regularizer.py": _MODEL,
-    "penalties": [*_PENALTIES, "test_regularizer.py"],
+    "penalties": [*_RIVALS, "penalties/test_decov.py", "test_numbers.py", "test_regularizer.py"],
 }
-SLOW = (
-    "compile or training_with_it or timm or hooks_go or large_layers or adversary or certificate "
-    "or both_ways or finite_differences or not_seen"
-)
+SLOW = " or ".join(
+    ["compile", "training_with_it", "timm", "hooks_go", "large_layers", "adversary", "certificate",
+     "both_ways", "finite_differences", "not_seen"]
+)  # fmt: skip
 SECONDS = 240
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -109,7 +119,7 @@ def survives(path: Path, changed: str, tests: list[str]) -> str:
     """Run tests on a changed module, in a fork: "killed", "survived" or "timeout"."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "src"
-        shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(SOURCE, copy)  # with what is compiled already
         (copy / path.relative_to(SOURCE)).write_text(changed)
         child = os.fork()
         if child == 0:
@@ -127,7 +137,6 @@ def survives(path: Path, changed: str, tests: list[str]) -> str:
 
 def _tests_pass(source: Path, tests: list[str]) -> int:
     sys.path.insert(0, str(source))
-    sys.dont_write_bytecode = True
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -139,6 +148,10 @@ def _tests_pass(source: Path, tests: list[str]) -> int:
         return int(pytest.main([*options, *config[:4], *paths]))
     except BaseException:  # whatever a mutant does to pytest itself
         return 1
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:12]
 
 
 def _digest(*paths: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(os.environ.get("CONVSIM_SOAK", ROOT / "soak/results"))
 
 
 class Record:
@@ -47,15 +49,21 @@ class Record:
         return line
 
 
+def digest_of(*folders: str) -> str:
+    """Return a short digest of the Python sources in folders of the repository."""
+    files = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def _environment() -> dict[str, Any]:
     def git(*words: str) -> str:
         command = ["git", *words]
-        run = subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         return run.stdout.strip()
 
     return {
         "commit": git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "../../src")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "src")),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -137,7 +137,7 @@ def kernel_bank(
         )
     if weight.numel() == 0:
         raise ConvsimError(f"A weight must not be empty; got shape {shape}.")
-    if not isinstance(groups, int) or groups < 1 or shape[0] % groups:
+    if not _is_positive(groups) or shape[0] % groups:
         raise ConvsimError(
             f"groups must be a positive integer that divides the weight's first axis; got "
             f"groups={groups!r} for shape {shape}."
@@ -158,12 +158,16 @@ def kernel_bank(
 def _per_axis(option: str, value: Any, dims: int) -> tuple[int, ...]:
     one = isinstance(value, Tensor) or not isinstance(value, Iterable)
     values: tuple[int, ...] = (value,) * dims if one else tuple(value)
-    if len(values) != dims or not all(isinstance(v, int) and v >= 1 for v in values):
+    if len(values) != dims or not all(map(_is_positive, values)):
         raise ConvsimError(
             f"{option} must be a positive integer, or one for each of the {dims} spatial axes; "
             f"got {value!r}."
         )
     return values
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
