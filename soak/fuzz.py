@@ -127,8 +127,8 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in range(64):
         (corpus / f"random-{seed}").write_bytes(random.Random(seed).randbytes(400))
-    options = [f"-max_total_time={arguments.seconds}", "-max_len=400", "-len_control=0", "-print_final_stats=1",
-               "-rss_limit_mb=0", "-timeout=120", "-seed=1",
+    options = [f"-max_total_time={arguments.seconds}", "-max_len=400", "-len_control=0",
+               "-print_final_stats=1", "-rss_limit_mb=0", "-timeout=120", "-seed=1",
                f"-artifact_prefix={RESULTS}/"]  # fmt: skip
     command = [sys.executable, __file__, "--inside", *options, str(corpus)]
     started = time.monotonic()
