@@ -118,12 +118,12 @@ def page(records: list[dict[str, Any]]) -> str:
         "layers, without the coefficient; – where there is no layer that the penalty acts on.",
         "",
         f"Loss and gradients stay finite for {finite_count} of {len(rows)}. The penalty falls, "
-        f"recommended with 300 and crossed, for {held}, and **not for {len(rows) - held}**. With its "
-        f"own coefficient, 1, the recommended one ends below its start for {lower}.",
+        f"recommended with 300 and crossed, for {held}, and **not for {len(rows) - held}**. "
+        f"With its own coefficient, 1, the recommended one ends below its start for {lower}.",
         "",
-        "Why it need not fall, probably: four images leave 16 windows in the last stage of most networks, "
-        "for a hundred maps and more, so correlations are mostly noise; and crossed starts at 1, "
-        "where independent kernels stand, and changes in its fifth digit.",
+        "Why it need not fall, probably: four images leave 16 windows in the last stage of most "
+        "networks, for a hundred maps and more, so correlations are mostly noise; and crossed "
+        "starts at 1, where independent kernels stand, and changes in its fifth digit.",
         "",
         "| network | finite | recommended: start | coefficient 1 | 300 "
         "| crossed: start | coefficient 3 | holds |",
