@@ -83,7 +83,9 @@ def one_input(blob: bytes) -> None:
         convsim.convolutional_similarity(weight, **geometry, **form)
     except convsim.ConvsimError:
         return
-    if all(type(step) is int and step < 100 for step in list(geometry.values())[:3]):
+    if weight.numel() <= 64 and all(
+        type(step) is int and step < 100 for step in list(geometry.values())[:3]
+    ):  # for the oracle is slow
         numbers.check_number(weight, geometry, form)
         numbers.check_gradient(weight, geometry, form)
     if weight.dim() == 4 and weight.dtype in (torch.float32, torch.float64):
@@ -127,8 +129,8 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in range(64):
         (corpus / f"random-{seed}").write_bytes(random.Random(seed).randbytes(400))
-    options = [f"-max_total_time={arguments.seconds}", "-max_len=400", "-len_control=0", "-print_final_stats=1",
-               "-rss_limit_mb=0", "-timeout=120", "-seed=1",
+    options = [f"-max_total_time={arguments.seconds}", "-max_len=400", "-len_control=0",
+               "-print_final_stats=1", "-rss_limit_mb=0", "-timeout=120", "-seed=1",
                f"-artifact_prefix={RESULTS}/"]  # fmt: skip
     command = [sys.executable, __file__, "--inside", *options, str(corpus)]
     started = time.monotonic()
