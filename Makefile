@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test soak check lint types docs wheel clean help
+.PHONY: demo test check lint types docs wheel soak oldest audit clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,9 +31,6 @@ demo: $(READY)  ## train the same small CNN with and without the penalty, and sh
 test: $(VENV)/.ready-dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
-soak: $(VENV)/.ready-dev  ## what is too long for `make test`; started again, it goes on
-	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py
-
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,7 +43,7 @@ docs: $(VENV)/.ready-dev  ## build the site into build/site; open build/site/ind
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Installed apart and tested from elsewhere, so that what the wheel lacks is missed.
-CORE := $(addprefix $(CURDIR)/tests/,test_surface.py test_kernels.py test_initialization.py test_redundancy.py penalties report/test_report.py)
+WHEEL_TESTS := $(addprefix $(CURDIR)/tests/,test_surface.py test_kernels.py test_initialization.py test_redundancy.py penalties report/test_report.py)
 
 wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel
 	rm -rf dist build/wheel
@@ -54,9 +51,29 @@ wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the ins
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
 	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 && \
 	  $(abspath $(BIN))/python -c 'import convsim; assert convsim.__file__.startswith("$(CURDIR)/build/wheel"), convsim.__file__' && \
-	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(CORE)
+	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(WHEEL_TESTS)
+
+soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fuzzing, mutants; started again, it goes on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[soak]'
+	for part in kills memory fuzz mutants; do OMP_NUM_THREADS=1 $(BIN)/python soak/$$part.py || exit 1; done
+
+# Tests of the core that need torch and little else.
+CORE_TESTS := $(addprefix tests/,test_similarity.py test_numbers.py test_precision.py test_tables.py \
+  test_kernels.py test_regularizer.py test_watch.py test_initialization.py test_autocorrelation.py \
+  test_certificate.py test_determinism.py test_surface.py penalties/test_rivals.py \
+  penalties/test_expected_similarity.py)
+
+oldest:  ## the tests of the core under the oldest torch that pyproject.toml allows
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet torch==2.6.0 numpy scipy pytest pytest-timeout hypothesis --editable '.[report]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(CORE_TESTS) -k 'not timm'
+
+audit: $(VENV)/.ready-dev  ## look the installed packages up in the list of known vulnerabilities
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 check: lint types wheel test  ## what CI runs: format, lint, types, the wheel, tests and doctests
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audit dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -83,7 +83,9 @@ def one_input(blob: bytes) -> None:
         convsim.convolutional_similarity(weight, **geometry, **form)
     except convsim.ConvsimError:
         return
-    if all(type(step) is int and step < 100 for step in list(geometry.values())[:3]):
+    if weight.numel() <= 64 and all(
+        type(step) is int and step < 100 for step in list(geometry.values())[:3]
+    ):  # for the oracle is slow
         numbers.check_number(weight, geometry, form)
         numbers.check_gradient(weight, geometry, form)
     if weight.dim() == 4 and weight.dtype in (torch.float32, torch.float64):

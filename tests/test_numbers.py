@@ -295,3 +295,14 @@ def test_meta_weights_give_meta_numbers():
     model = nn.Sequential(nn.Conv2d(2, 4, 3, device="meta"))
     assert convsim.convolutional_similarity(model[0].weight).is_meta
     assert Regularizer(model, "crossed")().is_meta
+
+
+@pytest.mark.parametrize("scale", ["unit", "raw"])
+@pytest.mark.parametrize("channels", ["crossed", "matched"])
+def test_torch_alone_gives_the_same(channels, scale, monkeypatch):
+    monkeypatch.setenv("CONVSIM_BACKEND", "eager")
+    generator = torch.Generator().manual_seed(0)
+    for groups in (1, 2):
+        weight = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)
+        geometry = {"stride": 1, "dilation": 1, "groups": groups, "transposed": False}
+        check_gradient(weight, geometry, options_of("all", channels, scale, "mean"))

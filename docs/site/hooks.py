@@ -22,7 +22,8 @@ from results import results_page
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = (
-    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/*/README.md",
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", "soak/README.md",
+    "experiments/*/README.md",
     "experiments/*/run", "experiments/*/results/*.*",
     "benchmarks/README.md", "benchmarks/results/*.*",
 )  # fmt: skip

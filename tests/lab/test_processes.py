@@ -100,7 +100,7 @@ def test_a_resume_is_exact(ranks):
 
 def test_the_command_writes_and_prints_once(ranks):
     folder, printed, _ = ranks
-    names = {path.name for path in (folder / "run").iterdir()}
+    names = {path.name for path in (folder / "run").glob("[!.]*")}
     assert names == {"last.ckpt", "model.safetensors", "record.json"}
     record = json.loads((folder / "run/record.json").read_text())
     assert record["effective"]["processes"] == 2

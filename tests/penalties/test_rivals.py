@@ -211,3 +211,26 @@ def test_autocast_changes_nothing():
         expected = penalty.value(bank)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert penalty.value(bank) == expected
+
+
+def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
+    assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS) - 1  # hashable
+    free = {"authors", "soft", "double-soft", "coherence", "srip", "ocnn", "l2"}
+    assert {name for name, preset in PRESETS.items() if not preset.keep_norm} == free
+    summed = {name for name, preset in PRESETS.items() if preset.penalty.reduction == "sum"}
+    assert summed == free | {"orthoreg", "decov"}
+
+
+def test_gradients_and_factors_are_as_many_as_layers():
+    bank = kernel_bank(random_weight())
+    for gradients, factors in (([], [1.0]), ([None], []), ([None, None], [1.0])):
+        with pytest.raises(ValueError, match=r"argument (2|3) is"):
+            SoftOrthogonality().add_gradients_([bank], gradients, factors)
+
+
+@pytest.mark.parametrize("penalty", [*ALL, convsim.ConvolutionalSimilarity()], ids=str)
+def test_a_layer_that_needs_no_gradient_still_has_a_value(penalty):
+    bank = kernel_bank(random_weight())
+    (value,) = penalty.add_gradients_([bank], [None], [2.0])
+    torch.testing.assert_close(value, penalty.value(bank))
+    assert not value.requires_grad

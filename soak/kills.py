@@ -1,6 +1,6 @@
 """Kill training and grids with SIGKILL, resume them, and compare with what was never killed.
 
-    python tests/soak/kills.py --kills 60 --out tests/soak/kills.jsonl
+    python soak/kills.py --kills 60 --out soak/results/kills.jsonl
 
 Half of the kills come after a random time, half in the midst of a random operation on files: a
 write is cut in two, or the process dies just before a flush, a replacement, a truncation or a
@@ -56,7 +56,7 @@ PLACES = {
 }
 """Where a kill can hit, and what it is then called in the record."""
 
-RECORDS = Path(__file__).with_name("kills.jsonl")
+RECORDS = Path(__file__).parent / "results" / "kills.jsonl"
 
 Moment = tuple[str, float]
 """("after", seconds), ("in", number of a file operation), or ("never", 0)."""

@@ -1,0 +1,57 @@
+"""A short share of the soak: steps leave nothing behind, and mutants are what they should be."""
+
+import ast
+import gc
+from itertools import islice
+
+import memory
+import mutants
+import pytest
+import torch
+
+import convsim
+
+
+def tensors():
+    gc.collect()
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("penalty", ["crossed", "authors", "recommended", "decov"])
+def test_steps_leave_no_tensor_behind(penalty):
+    counts = [tensors() for step in memory.steps(penalty, 61) if step % 30 == 0]
+    assert counts[1] == counts[2]  # at the first some optimizer states are yet to come
+
+
+def test_measuring_leaves_no_tensor_behind():
+    counts = []
+
+    def batches():
+        for _ in range(6):
+            counts.append(tensors())
+            yield torch.randn(10, 3, 12, 12)
+
+    convsim.measure(memory.network(), batches())
+    assert len(set(counts[2:])) == 1
+
+
+def test_a_run_of_the_soak_sees_memory_grow(monkeypatch):
+    held = []
+
+    def leak(penalty, count):
+        for step in range(count):
+            held.append(torch.ones(1 << 18))
+            yield step
+
+    monkeypatch.setattr(memory, "steps", leak)
+    assert memory.growth("crossed", 20) > memory.ALLOWED
+    held.clear()
+
+
+def test_mutants_change_the_source_and_can_be_run():
+    source = Path(convsim.similarity.__file__).read_text()
+    plain = ast.unparse(ast.parse(source))
+    made = list(islice(mutants.mutants(source), 60))
+    assert len({changed for _, changed in made} - {plain}) == 60
+    for _, changed in made:
+        compile(changed, "mutant", "exec")
