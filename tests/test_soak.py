@@ -3,6 +3,7 @@
 import ast
 import gc
 from itertools import islice
+from pathlib import Path
 
 import memory
 import mutants

@@ -66,6 +66,7 @@ def _cluster():
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15, beside other tests, would be starved
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         signal.signal(signal.SIGTERM, on_sigterm)
