@@ -41,7 +41,7 @@ def test_a_run_of_the_soak_sees_memory_grow(monkeypatch):
 
     def leak(penalty, count):
         for step in range(count):
-            held.append(torch.ones(1 << 18))
+            held.append(torch.ones(1 << 22))
             yield step
 
     monkeypatch.setattr(memory, "steps", leak)
