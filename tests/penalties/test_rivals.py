@@ -234,3 +234,12 @@ def test_a_layer_that_needs_no_gradient_still_has_a_value(penalty):
     (value,) = penalty.add_gradients_([bank], [None], [2.0])
     torch.testing.assert_close(value, penalty.value(bank))
     assert not value.requires_grad
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_mean_of_squared_cosines_is_over_pairs(groups):
+    bank = kernel_bank(random_weight(groups), groups=groups)
+    pairs_of_a_group = 4 * 3
+    expected = CosineOrthogonality("sum").value(bank) / (groups * pairs_of_a_group)
+    torch.testing.assert_close(CosineOrthogonality().value(bank), expected)
+    assert CosineOrthogonality().value(kernel_bank(random_weight()[:1])) == 0
