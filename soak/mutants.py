@@ -51,7 +51,7 @@ TESTS = {
     "penalties": [*_RIVALS, "penalties/test_decov.py", "test_numbers.py", "test_regularizer.py"],
 }
 SLOW = " or ".join(
-    ["compile", "training_with_it", "timm", "hooks_go", "large_layers", "adversary", "certificate",
+    ["compile", "training_with_it", "timm", "large_layers", "adversary", "certificate",
      "both_ways", "finite_differences", "not_seen"]
 )  # fmt: skip
 SECONDS = 240
@@ -103,12 +103,13 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 
 def _not_run(tree: ast.AST) -> Iterator[ast.AST]:
-    """List what decides nothing at run time: annotations, and the texts of errors and reprs."""
+    """List annotations, texts of errors and reprs, and assertions: zip's ``strict=True``."""
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             if (found := getattr(node, field, None)) is not None:
                 yield from ast.walk(found)
         is_text = isinstance(node, ast.JoinedStr)
+        is_text |= isinstance(node, ast.keyword) and node.arg == "strict"
         is_alias = isinstance(node, ast.Assign) and "Literal" in ast.unparse(node.value)
         is_alias |= isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LayerFilter"
         if is_text or is_alias:
