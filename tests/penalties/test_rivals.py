@@ -15,6 +15,7 @@ from convsim.penalties import (
     ConvolutionalOrthogonality,
     CosineOrthogonality,
     DoubleSoftOrthogonality,
+    ExpectedSimilarity,
     MutualCoherence,
     OrthoReg,
     SoftOrthogonality,
@@ -215,6 +216,8 @@ def test_autocast_changes_nothing():
 
 def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
     assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS) - 1  # hashable
+    assert len(set(PRESETS.values())) == len(PRESETS)
+    assert ExpectedSimilarity().samples == 1024
     pinned = {"recommended": 1, "data-aware": 1, "crossed": 3, "matched": 3, "adjacent": 3,
               "authors": 0.01, "cosine": 3, "soft": 1e-3, "double-soft": 1e-3, "coherence": 1e-2,
               "srip": 1e-2, "ocnn": 1e-3, "orthoreg": 1e-3, "decov": 1e-3, "l2": 5e-4}  # fmt: skip
@@ -238,6 +241,9 @@ def test_a_layer_that_needs_no_gradient_still_has_a_value(penalty):
     (value,) = penalty.add_gradients_([bank], [None], [2.0])
     torch.testing.assert_close(value, penalty.value(bank))
     assert not value.requires_grad
+    again, gradient = penalty.value_and_gradient(bank)
+    torch.testing.assert_close(again, value)
+    assert gradient.shape == bank.filters.shape
 
 
 @pytest.mark.parametrize("groups", [1, 3])

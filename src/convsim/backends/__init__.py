@@ -69,7 +69,7 @@ class _Similarities(torch.autograd.Function):
                 _differentiable_gradient(bank.with_filters(own), ctx.options)
                 for bank, own in zip(ctx.banks, filters, strict=True)
             ]
-        return None, None, *(own * by for own, by in zip(gradients, upstream, strict=False))
+        return None, None, *(own * by for own, by in zip(gradients, upstream[:count], strict=True))
 
 
 def _differentiable_gradient(bank: KernelBank, options: Options) -> Tensor:
