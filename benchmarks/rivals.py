@@ -72,7 +72,7 @@ def by_autograd(model: nn.Module, penalty: Callable[[Tensor], Tensor]) -> Callab
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    return [m.weight for m in model.modules() if isinstance(m, tuple(CONVOLUTIONS))]
+    return [m.weight for m in model.modules() if isinstance(m, CONVOLUTIONS)]
 
 
 RIVALS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import convsim
-from convsim.kernels import conv_layers, kernel_bank
+from convsim.kernels import CONVOLUTIONS, KernelBank, conv_layers, kernel_bank
 
 
 class Squared(nn.Conv2d):
@@ -127,6 +127,34 @@ def test_a_weight_that_forward_makes_is_read_from_forward():
     torch.testing.assert_close(conv_layers(layer)[0].weight(), layer.weight**2)
     plain = OtherPadding(2, 3, (1, 5), dilation=2)
     assert conv_layers(plain)[0].weight() is plain.weight
+
+
+@pytest.mark.parametrize("base", CONVOLUTIONS)
+def test_a_weight_that_forward_makes_is_read_for_every_type(base):
+    class Doubled(base):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Negated(base):
+        def forward(self, x):
+            name = base.__name__.lower().replace("transpose", "_transpose")
+            return getattr(nn.functional, name)(x, -self.weight, stride=self.stride)
+
+    for made in (Doubled, Negated):
+        layer = made(2, 3, 2, stride=2)
+        sign = 1 if made is Doubled else -1
+        torch.testing.assert_close(conv_layers(layer)[0].weight(), sign * layer.weight)
+
+
+def test_defaults_are_those_of_a_convolution():
+    weight = torch.randn(4, 2, 5)
+    for options in ({}, {"stride": 2}, {"dilation": 3}):
+        spelled = {"stride": 1, "dilation": 1, "groups": 1, "transposed": False} | options
+        bank = kernel_bank(weight, **options)
+        assert (bank.stride, bank.dilation) == ((spelled["stride"],), (spelled["dilation"],))
+        assert not KernelBank(bank.filters, bank.stride, bank.dilation).transposed
+        for compute in (convsim.convolutional_similarity, convsim.similarity_matrix):
+            torch.testing.assert_close(compute(weight, **options), compute(weight, **spelled))
 
 
 @pytest.mark.usefixtures("vision")

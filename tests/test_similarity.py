@@ -104,7 +104,7 @@ shapes = st.tuples(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(shapes, st.integers(1, 3), st.integers(1, 3), st.sampled_from(OPTIONS), st.booleans())
 def test_any_shape_equals_the_oracle(shape, stride, dilation, options, transposed):
     groups, filters, channels, kernel = shape

@@ -20,17 +20,16 @@ from torch.overrides import TorchFunctionMode
 from convsim.errors import ConvsimError
 from convsim.sharding import Share, gather, is_sharded, lay_out_like, local_filters, share_of
 
-CONVOLUTIONS: dict[type[nn.Module], bool] = {
-    nn.Conv1d: False,
-    nn.Conv2d: False,
-    nn.Conv3d: False,
-    nn.ConvTranspose1d: True,
-    nn.ConvTranspose2d: True,
-    nn.ConvTranspose3d: True,
-}
-"""Layer type → whether it is transposed, hence has the layout (in, out/groups, k)."""
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+"""The layer types; transposed ones have the weight's layout (in, out/groups, k)."""
 
-_KINDS: Any = tuple(CONVOLUTIONS)
 _CONVOLUTION_CALLS = frozenset(
     getattr(torch, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)
 )
@@ -299,7 +298,7 @@ def conv_layers(
     """
     _refuse_no_module(model)
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    found = {name: m for name, m in modules.items() if isinstance(m, _KINDS)}
+    found = {name: m for name, m in modules.items() if isinstance(m, CONVOLUTIONS)}
     if not found:
         raise ConvsimError(
             f"The model ({type(model).__name__}) has no convolution: convsim acts on Conv1d, "
@@ -381,7 +380,7 @@ def _trains(layer: ConvLayer) -> bool:
 
 def is_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution that convsim knows."""
-    return isinstance(module, _KINDS)
+    return isinstance(module, CONVOLUTIONS)
 
 
 def _as_predicate(

@@ -185,7 +185,8 @@ class Regularizer:
         value = self._coefficient(self.steps) if callable(self._coefficient) else self._coefficient
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        # A tuple of types: torch.compile of torch < 2.7 does not trace a union.
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise ConvsimError(
                 f"coefficient must be a finite number ≥ 0; got {value!r} at step {self.steps}."
             )

@@ -15,6 +15,7 @@ from convsim.penalties import (
     ConvolutionalOrthogonality,
     CosineOrthogonality,
     DoubleSoftOrthogonality,
+    ExpectedSimilarity,
     MutualCoherence,
     OrthoReg,
     SoftOrthogonality,
@@ -215,6 +216,12 @@ def test_autocast_changes_nothing():
 
 def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
     assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS) - 1  # hashable
+    assert len(set(PRESETS.values())) == len(PRESETS)
+    assert ExpectedSimilarity().samples == 1024
+    pinned = {"recommended": 1, "data-aware": 1, "crossed": 3, "matched": 3, "adjacent": 3,
+              "authors": 0.01, "cosine": 3, "soft": 1e-3, "double-soft": 1e-3, "coherence": 1e-2,
+              "srip": 1e-2, "ocnn": 1e-3, "orthoreg": 1e-3, "decov": 1e-3, "l2": 5e-4}  # fmt: skip
+    assert {name: preset.coefficient for name, preset in PRESETS.items()} == pinned
     free = {"authors", "soft", "double-soft", "coherence", "srip", "ocnn", "l2"}
     assert {name for name, preset in PRESETS.items() if not preset.keep_norm} == free
     summed = {name for name, preset in PRESETS.items() if preset.penalty.reduction == "sum"}
@@ -234,3 +241,15 @@ def test_a_layer_that_needs_no_gradient_still_has_a_value(penalty):
     (value,) = penalty.add_gradients_([bank], [None], [2.0])
     torch.testing.assert_close(value, penalty.value(bank))
     assert not value.requires_grad
+    again, gradient = penalty.value_and_gradient(bank)
+    torch.testing.assert_close(again, value)
+    assert gradient.shape == bank.filters.shape
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_mean_of_squared_cosines_is_over_pairs(groups):
+    bank = kernel_bank(random_weight(groups), groups=groups)
+    pairs_of_a_group = 4 * 3
+    expected = CosineOrthogonality("sum").value(bank) / (groups * pairs_of_a_group)
+    torch.testing.assert_close(CosineOrthogonality().value(bank), expected)
+    assert CosineOrthogonality().value(kernel_bank(random_weight()[:1])) == 0

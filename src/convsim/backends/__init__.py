@@ -76,14 +76,8 @@ class _Similarities(torch.autograd.Function):
                     ctx.banks, filters, ctx.needs_input_grad[2:], strict=True
                 )
             ]
-        return (
-            None,
-            None,
-            *(
-                None if own is None else own * by
-                for own, by in zip(gradients, upstream, strict=False)
-            ),
-        )
+        pairs = zip(gradients, upstream[:count], strict=True)
+        return None, None, *(None if own is None else own * by for own, by in pairs)
 
 
 def _differentiable_gradient(bank: KernelBank, options: Options) -> Tensor:
