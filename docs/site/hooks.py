@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = (
     "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", "soak/README.md",
     "experiments/*/README.md",
-    "experiments/*/run", "experiments/*/results/*.*",
+    "experiments/*/run", "experiments/*/results/**/*.*",
     "benchmarks/README.md", "benchmarks/results/*.*",
 )  # fmt: skip
 """What the site takes from outside docs/, beside files that a page links to."""

@@ -23,6 +23,8 @@ NAMES = {
     "data-aware": "**recommended**",
     "data-aware@auto": "recommended, automatic coefficient",
     "decov": "DeCov, on all feature maps",
+    "maps": "maps, gradient to earlier layers",
+    "ocnn": "OCNN",
     "cosine": "cosine orthogonality",
     "crossed": "crossed, kernels alone",
     "crossed-init": "crossed, as initialization",
@@ -31,7 +33,7 @@ NAMES = {
     "authors": "authors' regularizer",
     "authors-init": "authors' initialization",
 }
-UNTIMED = {"l2"}
+UNTIMED = {"l2", "maps", "ocnn"}
 """Methods whose runs shared the machine with other work, says the experiment's README."""
 
 
@@ -79,19 +81,19 @@ the run, and what became of each of them, also where it was refuted."""
 def _experiment(folder: Path) -> str:
     here = folder.relative_to(ROOT).as_posix()
     title = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    results = sorted((folder / "results").glob("*"))
-    shown = [_show(path, here) for path in results]
+    results = sorted((folder / "results").rglob("*.*"))
+    shown = [_show(path) for path in results]
     records = [r for path in results if path.suffix == ".jsonl" for r in read_records(path)]
     origin = _origin(records) if shown else "Planned; not run yet."
     return "\n\n".join([f"## [{title}]({here}/README.md)", origin, *filter(None, shown)])
 
 
-def _show(path: Path, here: str) -> str:
+def _show(path: Path) -> str:
     if path.suffix == ".md":
         return re.sub(r"^#.*\n+", "", path.read_text(encoding="utf-8")).strip()
     if path.suffix == ".txt":
         return f"```text\n{path.read_text(encoding='utf-8').rstrip()}\n```"
-    return f"![{path.stem}]({here}/results/{path.name})" if path.suffix == ".png" else ""
+    return f"![{path.stem}]({path.relative_to(ROOT).as_posix()})" if path.suffix == ".png" else ""
 
 
 def _origin(records: list[Record]) -> str:
