@@ -75,8 +75,8 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
         for field, changed in _changes(node):
             original = getattr(node, field)
             setattr(node, field, changed)
-            line = getattr(node, "lineno", 0)
-            described = f"{line}: {ast.unparse(node).splitlines()[0][:100]}"
+            place = f"{getattr(node, 'lineno', 0)}:{getattr(node, 'col_offset', 0)}"
+            described = f"{place}: {ast.unparse(node).splitlines()[0][:100]}"
             yield described, ast.unparse(ast.fix_missing_locations(deepcopy(tree)))
             setattr(node, field, original)
 

@@ -188,6 +188,18 @@ def test_auto_gives_the_penalty_a_share_of_the_losss_gradient(penalty, scale):
     assert "coefficient=auto" in repr(regularizer)
 
 
+def test_auto_acts_on_a_penalty_of_any_size():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)
+    regularizer = Regularizer(model, "authors", coefficient="auto")
+    model(torch.randn(2, 3, 9, 9)).square().mean().backward()
+    loss = model[0].weight.grad.clone()
+    regularizer.backward_()
+    assert (model[0].weight.grad - loss).norm().item() == pytest.approx(0.3 * loss.norm().item())
+
+
 def test_auto_says_what_it_needs():
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     regularizer = Regularizer(model, "crossed", coefficient="auto")

@@ -61,6 +61,8 @@ def test_it_asks_for_a_forward_pass():
     with pytest.raises(convsim.ConvsimError, match=r"needs feature maps.*loss \+ regularizer\(\)"):
         regularizer.backward_()
     with pytest.raises(convsim.ConvsimError, match="needs feature maps"):
+        regularizer.values()
+    with pytest.raises(convsim.ConvsimError, match="needs feature maps"):
         convsim.initialize_(model, "decov")
     with torch.no_grad():
         model(torch.randn(1, 2, 7, 7, dtype=torch.float64))
