@@ -76,9 +76,10 @@ class _WholeCheckpoints(TorchCheckpointIO):
 class _Bookkeeping(Callback):
     """Seed every epoch, save before the first and after each, keep the curve in the checkpoint."""
 
-    def __init__(self, run: Run, checkpoint: Path | None, progress: Progress | None) -> None:
-        self.run, self.checkpoint, self.progress = run, checkpoint, progress
-        self.resumed = checkpoint is not None and checkpoint.exists()
+    def __init__(
+        self, run: Run, checkpoint: Path | None, progress: Progress | None, resumed: bool
+    ) -> None:
+        self.run, self.checkpoint, self.progress, self.resumed = run, checkpoint, progress, resumed
         self.curve: list[dict[str, float]] = []
         self.initialization_seconds = 0.0
         self.started = 0.0
@@ -170,7 +171,7 @@ def _train(
         recipe.model, classes=len(run.data.classes), channels=channels,
         **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
-    bookkeeping = _Bookkeeping(run, checkpoint, progress)
+    bookkeeping = _Bookkeeping(run, checkpoint, progress, resumed)
     if method.initialization is not None and not resumed:
         started = time.perf_counter()
         initialize_(model, method.initialization, steps=method.initialization_steps)

@@ -9,7 +9,7 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.penalties.gram import squared_correlation
+from convsim.penalties.correlation import require_samples, squared_correlation
 from convsim.precision import full_precision
 from convsim.similarity import unit_filters
 
@@ -52,8 +52,7 @@ class ExpectedSimilarity(Penalty):
     centered: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 2:
-            raise ConvsimError(f"samples must be an integer ≥ 2; got {self.samples!r}.")
+        require_samples(self.samples)
 
     @property
     def windows(self) -> int:

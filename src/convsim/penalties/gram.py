@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
-from convsim.similarity import scaled_filters, unit_filters
+from convsim.similarity import unit_filters
 
 
 def gram(bank: KernelBank) -> Tensor:
@@ -31,14 +31,6 @@ def cosines(bank: KernelBank) -> Tensor:
 def off_diagonal(values_GMM: Tensor) -> Tensor:
     """Put 0 on the diagonals."""
     return values_GMM - torch.diag_embed(values_GMM.diagonal(dim1=-2, dim2=-1))
-
-
-def squared_correlation(samples_SM: Tensor) -> Tensor:
-    """Average ρ_ij² over all pairs i ≠ j of columns; a column of zeros correlates with none."""
-    unit_GMCS = scaled_filters(samples_SM.mT[None, :, None], "unit")[0]  # each map a filter
-    unit_MS = unit_GMCS[0, :, 0]
-    maps = len(unit_MS)
-    return off_diagonal(unit_MS @ unit_MS.mT).square().sum() / max(1, maps * (maps - 1))
 
 
 def less_identity(values_GMM: Tensor) -> Tensor:

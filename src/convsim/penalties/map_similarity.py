@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convsim.errors import ConvsimError
 from convsim.penalties.base import ActivationPenalty, LayerReduction
-from convsim.penalties.gram import squared_correlation
+from convsim.penalties.correlation import require_samples, squared_correlation
 from convsim.precision import full_precision
 from convsim.windows import spread
 
@@ -32,8 +31,7 @@ class MapSimilarity(ActivationPenalty):
     samples: int = 4096
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 2:
-            raise ConvsimError(f"samples must be an integer ≥ 2; got {self.samples!r}.")
+        require_samples(self.samples)
 
     def maps_value(self, maps: Tensor) -> Tensor:
         """Compute the penalty of one layer's feature maps (N, M, …)."""
