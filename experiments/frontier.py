@@ -18,6 +18,7 @@ from statistics import fmean, median
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import nn
 
 from convsim.lab.comparison import Estimate, run_all
@@ -142,6 +143,8 @@ def main() -> None:
                       capsize=3, label=method)  # fmt: skip
     axes.axhline(target, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xlabel=key, ylabel="test accuracy, %", xscale="log")
+    if axis == "epochs":
+        axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.legend()
     figure.savefig(folder / "figure.png", dpi=120)
 

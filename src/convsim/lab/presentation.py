@@ -146,7 +146,8 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
 
 _COLORS = [
     "#555555", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#1f78b4",
-    "#a6761d", "#b2df8a", "#fb9a99", "#cab2d6",
+    "#a6761d", "#b2df8a", "#fb9a99", "#cab2d6", "#17becf", "#000000", "#bc5090", "#003f5c",
+    "#ffa600", "#8c564b", "#a6cee3", "#808000",
 ]  # fmt: skip
 
 
