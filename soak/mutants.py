@@ -41,7 +41,7 @@ _SIMILARITY = ["test_similarity.py", "test_numbers.py", "test_regularizer.py"]
 _MODEL = ["test_regularizer.py", "test_watch.py", *_RIVALS, "test_numbers.py"]
 TESTS = {
     "similarity.py": _SIMILARITY,
-    "kernels.py": [
+    "kernels": [
         "test_kernels.py",
         "test_regularizer.py",
         "test_similarity.py",

@@ -29,7 +29,7 @@ def test_the_arrows_hold():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("kernels.py", "from convsim.penalties import presets"),
+        ("kernels/bank.py", "from convsim.penalties import presets"),
         ("penalties/gram.py", "from convsim.regularizer import Regularizer"),
         ("similarity.py", "import numpy"),
     ],

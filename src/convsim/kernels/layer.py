@@ -1,0 +1,142 @@
+"""One convolution of a model: how its weight is read and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from convsim.errors import ConvsimError
+from convsim.kernels.bank import KernelBank, kernel_bank
+from convsim.kernels.computed_weight import recomputes_weight, weight_in_forward
+from convsim.sharding import Share, gather, is_sharded, lay_out_like, local_filters, share_of
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of a model, by its name there."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def parametrized(self) -> bool:
+        """Whether the weight that convolves is computed from other parameters."""
+        return recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List the weight's parameter, or those that it is computed from."""
+        return [
+            parameter
+            for name, parameter in self.module.named_parameters()
+            if not name.startswith(("bias", "parametrizations.bias"))
+        ]
+
+    def weight(self) -> Tensor:
+        """Read the weight that convolves: through a parametrization, or as forward makes it.
+
+        One that is sharded over processes (a DTensor, as under FSDP2) is gathered, on all of them;
+        gradients go back to the shards.
+
+        Raises:
+            ConvsimError: If it cannot be read, as where FSDP1 keeps it in a flat shard.
+        """
+        return self.read()[0]
+
+    def read(self, *, shares: bool = False, average: bool = False) -> tuple[Tensor, Share | None]:
+        """Read the weight, or with `shares` only this rank's filters and where the others are.
+
+        Shares exist where a weight is sharded between whole filters, and groups; any other is read
+        as by `weight`. Gradients of a gathered one must be the same on all ranks, or with `average`
+        become their mean.
+        """
+        module: Any = self.module
+        weight = self._own_weight(average)
+        if not is_sharded(weight):
+            return weight, None
+        by_filters = shares and not module.transposed  # its first axis is input channels
+        share = share_of(weight, module.groups) if by_filters else None
+        if share is None:
+            return gather(weight, average=average), None
+        return local_filters(weight, share), share
+
+    def outline(self) -> KernelBank:
+        """See the layer's bank without its numbers, on the meta device: nothing is gathered."""
+        weight = self._own_weight()
+        return self.bank(torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
+
+    def _own_weight(self, average: bool = False) -> Tensor:
+        module: Any = self.module
+        refuse_flat_shard(self.name, module)
+        apart = self.parametrized and any(map(is_sharded, module.parameters()))
+        if recomputes_weight(module) or apart:
+            return weight_in_forward(self.name, module, average)
+        weight: Tensor = module.weight
+        return weight
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Write the weight that convolves, through a parametrization's right inverse.
+
+        Raises:
+            ConvsimError: If the layer's forward makes its own weight, or the parametrization has no
+                right inverse.
+        """
+        module: Any = self.module
+        if recomputes_weight(module):
+            raise ConvsimError(
+                f"Layer {self.name!r} ({type(module).__name__}): its forward makes the weight that "
+                "convolves, which cannot be written. Leave the layer out with layers=…."
+            )
+        if not self.parametrized:
+            own = module.weight
+            weight = lay_out_like(weight, own) if is_sharded(own) else weight
+            with torch.no_grad():
+                own.copy_(weight)
+            return
+        try:
+            module.weight = weight.to(module.weight.dtype)
+        except (NotImplementedError, RuntimeError) as error:
+            raise ConvsimError(
+                f"Layer {self.name!r}: its parametrization cannot be assigned to ({error}). Leave "
+                "the layer out with layers=…."
+            ) from error
+
+    def bank(self, weight: Tensor | None = None, share: Share | None = None) -> KernelBank:
+        """See the layer's weight, another of its shape or this rank's share as groups of filters.
+
+        Raises:
+            ConvsimError: As `kernel_bank`, with the layer's name.
+        """
+        module: Any = self.module
+        weight = self.weight() if weight is None else weight
+        try:
+            bank = kernel_bank(
+                weight,
+                stride=module.stride,
+                dilation=module.dilation,
+                groups=module.groups if share is None else share.groups_in(weight),
+                transposed=module.transposed,
+            )
+            return replace(bank, share=share)
+        except ConvsimError as error:
+            raise ConvsimError(f"Layer {self.name!r}: {error}") from error
+
+
+def refuse_flat_shard(name: str, module: Any) -> None:
+    """Refuse a weight that FSDP1 keeps in a flat shard, of which filters cannot be told."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        flat = "weight" in vars(module) and next(module.parameters(), None) is None
+    else:
+        whole = weight.dim() == 2 + len(module.kernel_size)
+        flat = getattr(weight, "_fsdp_flattened", False) and not whole
+    if flat:
+        raise ConvsimError(
+            f"Layer {name!r}: FullyShardedDataParallel (FSDP1) keeps its weight in a flat shard, "
+            "where filters cannot be told apart. Take torch.distributed.fsdp.fully_shard (FSDP2), "
+            "or, with use_orig_params=True, call convsim inside "
+            "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
+        )
