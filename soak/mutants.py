@@ -48,6 +48,9 @@ TESTS = {
         "test_numbers.py",
     ],
     "regularizer.py": _MODEL,
+    "coefficient.py": _MODEL,
+    "gradients.py": _MODEL,
+    "observations.py": _MODEL,
     "penalties": [*_RIVALS, "penalties/test_decov.py", "test_numbers.py", "test_regularizer.py"],
 }
 SLOW = " or ".join(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from convsim.coefficient import Coefficient, CoefficientLike
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers, is_convolution
+from convsim.gradients import fits_in_place, pass_on, place
+from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
+from convsim.observations import Observations
 from convsim.penalties import ActivationPenalty, Penalty, preset
-from convsim.sharding import Share, average_over_ranks_, norm, ranks, settle_gradients_
+from convsim.sharding import Share, average_over_ranks_, ranks, settle_gradients_
 from convsim.stepping import before_every_step
-from convsim.watch import Watch
-from convsim.windows import sample_windows
-
-_AUTO_SHARE = 0.05
 
 
 class Regularizer:
@@ -48,9 +45,9 @@ class Regularizer:
             `convsim.PRESETS`, or a `Penalty`.
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None. With
-            "auto" `backward_` weighs the penalty at every step so that the norm of its gradient is
-            1/20 of that of the loss' gradient, over all layers it acts on. A start for a penalty
-            of unknown scale; the presets' own coefficients did better (experiments/05_accuracy).
+            "auto" the first `backward_` finds it, so that the penalty's gradient is as long as the
+            loss' gradient there, over all layers it acts on: for a loss or a penalty of unknown
+            scale (experiments/09_automatic).
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers frozen at this moment are left out.
 
@@ -77,28 +74,23 @@ class Regularizer:
         model: nn.Module,
         penalty: str | Penalty = "recommended",
         *,
-        coefficient: float | Callable[[int], float] | Literal["auto"] | None = None,
+        coefficient: CoefficientLike | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         chosen = preset(penalty)
         self.penalty = chosen.penalty
         self.layers = tuple(conv_layers(model, layers, frozen=False))
         self.steps = 0
-        self._auto = coefficient == "auto"
-        self._coefficient: Any = chosen.coefficient if coefficient is None else coefficient
-        if self._auto:
-            self._coefficient = 0.0  # until the first backward_
+        self._coefficient = Coefficient(chosen.coefficient if coefficient is None else coefficient)
+        if self._coefficient.automatic:
             self._refuse_auto()
-        _ = self.coefficient  # refuse a bad one now
         with torch.no_grad():
             banks = {layer.name: layer.outline() for layer in self.layers}
         self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
-        self._maps: dict[str, list[Tensor]] = {}
-        self._inputs: dict[str, Tensor] = {}
-        self._leave_optimizer: Callable[[], None] = lambda: None
-        self._watch = self._look_at(model) if self._needs_forward() else None
+        self._leave_optimizer: Callable[[], object] = lambda: None
+        self._seen = Observations(model, self._acting, self.penalty)
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -108,34 +100,6 @@ class Regularizer:
                 ConvsimWarning,
                 stacklevel=2,
             )
-
-    def _needs_forward(self) -> bool:
-        return isinstance(self.penalty, ActivationPenalty) or bool(self.penalty.windows)
-
-    def _look_at(self, model: nn.Module) -> Watch:
-        """Keep what the penalty takes from forward passes; a shared weight, from all it serves."""
-        modules = [
-            (layer.name, module)
-            for layer in self._acting
-            for module in ([layer.module] if layer.parametrized else model.modules())
-            if module is layer.module
-            or (is_convolution(module) and module.weight is layer.module.weight)
-        ]
-        maps, inputs, windows = self._maps, self._inputs, self.penalty.windows
-        shapes = {id(module): ConvLayer(name, module).outline() for name, module in modules}
-
-        def keep_maps(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                maps.setdefault(name, []).append(output)
-
-        def keep_inputs(name: str, module: nn.Module, read: Tensor, _: Tensor) -> None:
-            try:
-                with torch.inference_mode(False), torch.no_grad():
-                    inputs[name] = sample_windows(module, shapes[id(module)], read, windows)
-            except ConvsimError as error:
-                raise ConvsimError(f"Layer {name!r}: {error}") from error
-
-        return Watch(modules, keep_inputs if windows else keep_maps)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
         """Call `backward_` before every step of an optimizer, which serves any loop.
@@ -176,76 +140,45 @@ class Regularizer:
         Dropping a regularizer that is not attached does so too.
         """
         self._leave_optimizer()
-        if self._watch is not None:
-            self._watch.close()
+        self._seen.close()
 
     @property
     def coefficient(self) -> float:
-        """The coefficient at this step; with "auto", the one used last."""
-        value = self._coefficient(self.steps) if callable(self._coefficient) else self._coefficient
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        # A tuple of types: torch.compile of torch < 2.7 does not trace a union.
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ConvsimError(
-                f"coefficient must be a finite number ≥ 0; got {value!r} at step {self.steps}."
-            )
-        return float(value)
+        """The coefficient at this step; with "auto", 0 until it is found."""
+        return self._coefficient.at(self.steps)
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
-        if self._auto and self._acting:
+        if self._coefficient.pending and self._acting:
             raise ConvsimError(
-                'coefficient="auto" weighs the penalty against the gradient of the loss, which '
-                "loss + regularizer() does not know. Use loss.backward(); regularizer.backward_()."
+                'coefficient="auto" is found from the gradient of the loss, which loss + '
+                "regularizer() does not know. Use loss.backward(); regularizer.backward_()."
             )
         if not self._acting:
             return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
         if isinstance(self.penalty, ActivationPenalty):
-            values = [self._maps_value(self.penalty, layer.name) for layer in self._acting]
+            maps = [self._seen.take_maps(layer.name) for layer in self._acting]
+            values = [torch.stack([*map(self.penalty.maps_value, own)]).mean() for own in maps]
         else:
             apart = bool(self.penalty.windows)  # ranks read other images
             banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
             values = self.penalty.values(banks)
-        return self._weighed(self._reduced(values))
+        return self._reduced(values) * self.coefficient
 
     def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
         return layer.read(shares=self.penalty.takes_shares, average=average)
 
     def _bank(self, layer: ConvLayer, weight: Tensor, share: Share | None) -> KernelBank:
-        bank = layer.bank(weight, share)
-        if not self.penalty.windows:
-            return bank
-        if layer in self._acting and layer.name not in self._inputs:
-            raise ConvsimError(
-                f"Layer {layer.name!r} has read no input yet. {self.penalty} takes that of the "
-                "last forward pass: call the regularizer after one, in train() mode. If the model "
-                "is compiled, make the regularizer before the compiled model first runs."
-            )
-        inputs = self._inputs.get(layer.name)
-        return replace(bank, inputs=inputs if inputs is None else inputs.to(bank.filters))
-
-    def _weighed(self, value: Tensor) -> Tensor:
-        return value * (self._coefficient if self._auto else self.coefficient)
+        return self._seen.with_inputs(layer.name, layer.bank(weight, share))
 
     def _reduced(self, values: list[Tensor]) -> Tensor:
         """Put the layers together, without the coefficient."""
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
         return total * self._layer_factor()
 
-    def _maps_value(self, penalty: ActivationPenalty, name: str) -> Tensor:
-        maps = self._maps.pop(name, [])
-        if not maps:
-            raise ConvsimError(
-                f"Layer {name!r} has put out no feature maps since the last call. "
-                f"{penalty} takes those of the forward pass: call regularizer() once after "
-                "it, in train() mode, and checkpoint activations with use_reentrant=False."
-            )
-        return torch.stack([penalty.maps_value(output) for output in maps]).mean()
-
     def forget(self) -> None:
         """Drop feature maps that a penalty on them has kept and not used yet."""
-        self._maps.clear()
+        self._seen.forget_maps()
 
     def backward_(self, scale: float = 1.0) -> Tensor:
         """Add coefficient · scale · gradient of the penalty to the parameters' ``.grad``.
@@ -271,24 +204,23 @@ class Regularizer:
             for layer, weight, share in zip(self._acting, weights, shares, strict=True)
         ]
         over_ranks = bool(self.penalty.windows) and ranks() > 1
-        apart = self._auto or over_ranks  # from the gradient that is there already
+        pending = self._coefficient.pending
+        apart = [pending or over_ranks or not fits_in_place(weight) for weight in weights]
         gradients = [
-            _gradient(layer, weight, bank, apart)
-            for layer, weight, bank in zip(self._acting, weights, banks, strict=True)
+            place(*where) for where in zip(self._acting, weights, banks, apart, strict=True)
         ]
-        factor = self._layer_factor() * (1.0 if self._auto else self.coefficient * scale)
+        factor = self._layer_factor() * (1.0 if pending else self.coefficient * scale)
         values = self.penalty.add_gradients_(banks, gradients, [factor] * len(banks))
         value = self._reduced(values)
         if over_ranks:
             average_over_ranks_([*(own for own in gradients if own is not None), value])
-        if self._auto:
-            by = self._auto_factor(banks, gradients, value)
-            gradients = [g if g is None else g * by.to(g) for g in gradients]
-            self._coefficient = by / scale
-        for weight, bank, gradient in zip(weights, banks, gradients, strict=True):
-            if gradient is not None and (apart or not _in_place(weight)):
-                _pass_on(weight, bank.to_weight(gradient).to(weight.dtype))
-        return self._weighed(value)
+        if pending:
+            self._coefficient.find(self._loss_gradients(), gradients, banks, value, scale)
+            gradients = [g if g is None else g * (self.coefficient * scale) for g in gradients]
+        for weight, bank, gradient, own in zip(weights, banks, gradients, apart, strict=True):
+            if gradient is not None and own:
+                pass_on(weight, bank, gradient)
+        return value * self.coefficient
 
     def _settle_shards(self) -> None:
         """Make sure that gradients reach the shards that an optimizer holds."""
@@ -302,24 +234,16 @@ class Regularizer:
                     "regularizer.backward_(), or set_reshard_after_backward(True)."
                 )
 
-    def _auto_factor(
-        self, banks: list[KernelBank], gradients: list[Tensor | None], value: Tensor
-    ) -> Tensor:
-        """Find the factor that makes the penalty's gradient a share of the loss' gradient."""
+    def _loss_gradients(self) -> list[Tensor]:
         modules: list[Any] = [layer.module for layer in self._acting]
         weights = [module.weight for module in modules if module.weight.requires_grad]
-        losses = [weight.grad for weight in weights if weight.grad is not None]
-        if not losses:
+        found = [weight.grad for weight in weights if weight.grad is not None]
+        if not found:
             raise ConvsimError(
                 'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
                 "regularizer.backward_()."
             )
-        shares = [bank.share for bank in banks]
-        own = norm([value.new_zeros(()) if g is None else g for g in gradients], shares)
-        loss = norm(losses)
-        filters = norm([bank.filters for bank in banks], shares)
-        rounding = own * filters <= 1e-5 * value.abs().to(own)  # nothing is left to lower
-        return torch.where(rounding | ~loss.isfinite(), 0, _AUTO_SHARE * loss / own)
+        return found
 
     def _refuse_auto(self) -> None:
         for layer in self.layers:
@@ -351,15 +275,16 @@ class Regularizer:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to resume the schedule."""
-        return {"steps": self.steps}
+        """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
+        return {"steps": self.steps, "coefficient": self._coefficient.found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume the schedule from a checkpoint."""
+        """Go on from a checkpoint."""
         self.steps = int(state["steps"])
+        self._coefficient.found = state.get("coefficient")
 
     def __repr__(self) -> str:
-        coefficient = "auto" if self._auto else f"{self.coefficient:g}"
+        coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
         return "\n".join(
             [f"Regularizer({self.penalty}, coefficient={coefficient})"]
             + [f"  {_describe(layer, self._shapes[layer.name], layer in self._acting)}"
@@ -369,31 +294,6 @@ class Regularizer:
     def _layer_factor(self) -> float:
         mean = self.penalty.reduction == "mean"
         return 1 / (max(1, len(self._acting)) if mean else 1)
-
-
-def _in_place(weight: Tensor) -> bool:
-    """Whether a gradient can be added to ``weight.grad`` as it is computed."""
-    return weight.is_leaf and weight.dtype in (torch.float32, torch.float64)
-
-
-def _gradient(layer: ConvLayer, weight: Tensor, bank: KernelBank, apart: bool) -> Tensor | None:
-    """Lay out where a layer's gradient is added: a view of ``weight.grad``, or zeros."""
-    if not weight.requires_grad:
-        return None
-    if apart or not _in_place(weight):
-        return torch.zeros_like(bank.filters)
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return layer.bank(weight.grad).filters
-
-
-def _pass_on(weight: Tensor, gradient: Tensor) -> None:
-    if not weight.is_leaf:  # parametrized: on to the parameters it is computed from
-        weight.backward(gradient)
-    elif weight.grad is None:
-        weight.grad = gradient
-    else:
-        weight.grad += gradient
 
 
 def _describe(layer: ConvLayer, shape: tuple[int, ...], acting: bool) -> str:

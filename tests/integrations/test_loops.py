@@ -82,6 +82,29 @@ def test_hugging_face_says_what_it_cannot_do():
         )  # fmt: skip
 
 
+def test_what_auto_found_is_in_a_hugging_face_checkpoint(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from convsim.integrations.transformers import RegularizerTrainerCallback
+
+    found = []
+
+    def automatic(model, setting, resume=None):
+        callback = RegularizerTrainerCallback(setting.penalty, coefficient="auto")
+        trainer = loops.hugging_face_trainer(model, setting, callbacks=[callback])
+        trainer.args.save_strategy = transformers.trainer_utils.SaveStrategy.STEPS
+        trainer.args.save_steps = 4
+        trainer.train(resume_from_checkpoint=resume)
+        found.append(callback.regularizer.coefficient)
+
+    def resumed(model, setting):
+        automatic(model, setting, "unused/checkpoint-4")
+
+    monkeypatch.chdir(tmp_path)
+    whole = trained(automatic, Setting())
+    assert distance(trained(resumed, Setting()), whole) <= 1e-6
+    assert found[0] == found[1] > 0
+
+
 def test_an_inductor_graph_keeps_what_layers_read():
     def compiled(model, setting):
         regularizer, optimizer = Regularizer(model), loops.optimizer_of(model)

@@ -134,12 +134,12 @@ def test_it_takes_a_sample_whose_size_does_not_grow_with_the_batch():
     regularizer = Regularizer(model, ExpectedSimilarity(samples=100))
     for images in (2, 64):
         model(torch.randn(images, 3, 16, 16))
-        assert regularizer._inputs["0"].shape == (1, 100, 27)
-    sampled = regularizer._inputs["0"]
+        assert regularizer._seen.inputs["0"].shape == (1, 100, 27)
+    sampled = regularizer._seen.inputs["0"]
     assert len(sampled[0].unique(dim=0)) == 100
     model.eval()
     model(torch.randn(2, 3, 16, 16))
-    assert regularizer._inputs["0"] is sampled
+    assert regularizer._seen.inputs["0"] is sampled
 
 
 def test_what_is_missing_or_wrong_is_named():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Any
 
 from torch import nn
 
+from convsim.coefficient import CoefficientLike
 from convsim.kernels import LayerFilter
 from convsim.penalties import Penalty
 from convsim.regularizer import Regularizer
@@ -31,17 +32,29 @@ class RegularizerLater:
         self,
         penalty: str | Penalty = "recommended",
         *,
-        coefficient: float | Callable[[int], float] | Literal["auto"] | None = None,
+        coefficient: CoefficientLike | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         self._make = partial(Regularizer, penalty=penalty, coefficient=coefficient, layers=layers)
 
-    def begin(self, model: nn.Module) -> None:
-        """Find the layers of a model, once it is on its device."""
+    def begin(self, model: nn.Module, states: dict[str, Any]) -> None:
+        """Find the layers of a model, once it is on its device, and go on from a checkpoint's."""
         self.end()
         self.regularizer = self._make(model)
+        if (key := _key(self.regularizer)) in states:
+            self.regularizer.load_state_dict(states[key])
+
+    def save_to(self, states: dict[str, Any]) -> None:
+        """Put the state into a checkpoint's, which may hold those of other regularizers."""
+        if self.regularizer is not None:
+            states[_key(self.regularizer)] = self.regularizer.state_dict()
 
     def end(self) -> None:
         """Leave the model's forward passes alone again."""
         if self.regularizer is not None:
             self.regularizer.remove()
+
+
+def _key(regularizer: Regularizer) -> str:
+    """Tell regularizers of one training apart, the same way when it resumes."""
+    return f"{regularizer.penalty} on {', '.join(layer.name for layer in regularizer.layers)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -23,9 +25,26 @@ class RegularizerCallback(RegularizerLater, Callback):
         ConvsimError: While training, if several optimizers share the layers.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._states: dict[str, Any] = {}
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, once the model is on its device."""
-        self.begin(pl_module)
+        self.begin(pl_module, self._states)
+        self._states = {}
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save what "auto" has found."""
+        self.save_to(checkpoint.setdefault("convsim", {}))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the states until the layers are known."""
+        self._states = checkpoint.get("convsim", {})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model's forward passes alone again."""

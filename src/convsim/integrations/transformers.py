@@ -39,7 +39,7 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the layers, once the model is on its device."""
-        self.begin(kwargs["model"])
+        self.begin(kwargs["model"], _states(state))
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -54,6 +54,7 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
         """Add the gradient."""
         if self.regularizer is not None:
             self._value = self.regularizer.backward_()
+            self.save_to(_states(state))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,6 +68,13 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
     ) -> None:
         """Leave the model's forward passes alone again."""
         self.end()
+
+
+def _states(state: TrainerState) -> dict[str, Any]:
+    """Find the regularizers' states in the trainer's, which its checkpoints hold."""
+    states: Any = state.stateful_callbacks
+    found: dict[str, Any] = states.setdefault("convsim", {})
+    return found
 
 
 class RegularizerTrainerMixin:
