@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 import convsim
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
-from convsim.cli.options import DATA, Activation, Model, Norm, Width
+from convsim.cli.options import Data, TrainImages, with_recipe
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare, summarize
@@ -65,20 +65,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_DEFAULTS = Recipe()
-Data = Annotated[str, typer.Argument(help=DATA)]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
-Optimizer = Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Optimizer.")]
-LearningRate = Annotated[float, typer.Option(min=0, help="The learning rate at the start.")]
-Momentum = Annotated[float, typer.Option(min=0, max=1, help="SGD's momentum.")]
-WeightDecay = Annotated[float, typer.Option(min=0, help="The optimizer's weight decay.")]
-Schedule = Annotated[
-    Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
-]
-TrainImages = Annotated[
-    int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")
-]
 MethodName = Annotated[
     str, typer.Option(help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient.")
 ]
@@ -105,7 +91,9 @@ app.command("study")(study_command)
 
 
 @app.command("train")
+@with_recipe
 def train_command(
+    recipe: Recipe,
     data: Data,
     folder: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Checkpoint, weights and record.")
@@ -113,17 +101,6 @@ def train_command(
     method: MethodName = "recommended",
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights and image order.")] = 0,
     train_images: TrainImages = None,
-    model: Model = _DEFAULTS.model,
-    width: Width = None,
-    norm: Norm = None,
-    activation: Activation = None,
-    epochs: Epochs = _DEFAULTS.epochs,
-    batch_size: BatchSize = _DEFAULTS.batch_size,
-    lr: LearningRate = _DEFAULTS.lr,
-    momentum: Momentum = _DEFAULTS.momentum,
-    weight_decay: WeightDecay = _DEFAULTS.weight_decay,
-    schedule: Schedule = _DEFAULTS.schedule,
-    optimizer: Optimizer = _DEFAULTS.optimizer,
 ) -> None:
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
@@ -132,10 +109,6 @@ def train_command(
     """
     from safetensors.torch import save  # noqa: PLC0415
 
-    recipe = Recipe(
-        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule,
-        optimizer=optimizer,
-    )  # fmt: skip
     chosen = parse_method(method)
     if len(chosen.coefficients) > 1:
         raise ConvsimError(
@@ -144,7 +117,7 @@ def train_command(
     run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
     first = processes().rank == 0
     with progress_bar(shown=first) as progress:
-        task = progress.add_task("epochs", total=epochs)
+        task = progress.add_task("epochs", total=recipe.epochs)
 
         def show(epoch: int, _: int, scores: dict[str, float]) -> None:
             text = f"loss {scores['train_loss']:.3f}  accuracy {100 * scores['accuracy']:.1f} %"
@@ -166,7 +139,9 @@ def train_command(
 
 
 @app.command("compare")
+@with_recipe
 def compare_command(
+    recipe: Recipe,
     data: Data,
     folder: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Records, checkpoints, table, figure.")
@@ -186,41 +161,18 @@ def compare_command(
         typer.Option(help="Processes of this machine, or a Ray cluster (the one at RAY_ADDRESS)."),
     ] = "local",
     train_images: TrainImages = None,
-    model: Model = _DEFAULTS.model,
-    width: Width = None,
-    norm: Norm = None,
-    activation: Activation = None,
-    epochs: Epochs = _DEFAULTS.epochs,
-    batch_size: BatchSize = _DEFAULTS.batch_size,
-    lr: LearningRate = _DEFAULTS.lr,
-    momentum: Momentum = _DEFAULTS.momentum,
-    weight_decay: WeightDecay = _DEFAULTS.weight_decay,
-    schedule: Schedule = _DEFAULTS.schedule,
-    optimizer: Optimizer = _DEFAULTS.optimizer,
 ) -> None:
     """Compare methods over seeds: accuracy, epochs to target, feature-map similarity, time.
 
     Every finished run is appended to OUT/records.jsonl at once; run again with the same options,
     the grid goes on where it was stopped. Writes comparison.png, comparison.md and comparison.html.
     """
-    recipe = Recipe(
-        model, width, norm, activation, epochs, batch_size, lr, momentum, weight_decay, schedule,
-        optimizer=optimizer,
-    )  # fmt: skip
     methods = [parse_method(name) for name in method]
     images = load_dataset(data).subset(train=train_images, seed=0)
     _compare(
-        images.name,
-        images,
-        recipe,
-        methods,
-        list(range(seeds)),
-        folder,
-        tuning_seeds,
-        jobs,
-        tune_lr,
-        launcher,
-    )
+        images.name, images, recipe, methods, range(seeds), folder,
+        tuning_seeds=tuning_seeds, learning_rates=tune_lr, jobs=jobs, launcher=launcher,
+    )  # fmt: skip
 
 
 @app.command("demo")
@@ -233,20 +185,17 @@ def demo_command(
     recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
     methods = [parse_method(name) for name in ("none", "authors", "recommended")]
     digits = load_dataset("digits").subset(train=400, seed=0)
-    _compare("Handwritten digits", digits, recipe, methods, list(range(10)), folder, 1, 1)
+    _compare("Handwritten digits", digits, recipe, methods, range(10), folder)
 
 
 def _compare(
     title: str,
     images: ImageData,
     recipe: Recipe,
-    methods: list[Method],
-    seeds: list[int],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
     folder: Path,
-    tuning_seeds: int,
-    jobs: int,
-    learning_rates: Sequence[float] = (),
-    launcher: str = "local",
+    **options: Any,
 ) -> None:
     with progress_bar() as progress:
         task = progress.add_task("runs", total=None)
@@ -255,11 +204,7 @@ def _compare(
             what = f"{run.method.name} {run.method.coefficient or ''} seed {run.seed}"
             progress.update(task, completed=done, total=total, description=what)
 
-        records = compare(
-            images, recipe, methods, seeds, folder,
-            tuning_seeds=tuning_seeds, learning_rates=learning_rates, jobs=jobs, launcher=launcher,
-            report=report,
-        )  # fmt: skip
+        records = compare(images, recipe, methods, seeds, folder, report=report, **options)
     summaries = summarize(records)
     where = records[0]["environment"]
     details = (

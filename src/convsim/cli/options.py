@@ -1,10 +1,14 @@
-"""Options that several commands share."""
+"""Options that several commands share; those of a training recipe as one."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from convsim.lab.runs import Recipe
 
 DATA = (
     "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder directory "
@@ -14,9 +18,54 @@ MODEL = (
     "cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, timm:NAME, "
     "transformers:NAME, or package.module:factory."
 )
-Model = Annotated[str, typer.Option(help=MODEL)]
 Width = Annotated[int | None, typer.Option(help="Width of the model's first stage.")]
 Norm = Annotated[Literal["batch", "none"] | None, typer.Option(help="Normalization.")]
 Activation = Annotated[
     Literal["relu", "elu", "leaky_relu"] | None, typer.Option(help="Activation.")
 ]
+Data = Annotated[str, typer.Argument(help=DATA)]
+TrainImages = Annotated[
+    int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")
+]
+RECIPE: dict[str, Any] = {
+    "model": Annotated[str, typer.Option(help=MODEL)],
+    "width": Width,
+    "norm": Norm,
+    "activation": Activation,
+    "epochs": Annotated[int, typer.Option(min=1, help="Passes over the training images.")],
+    "batch_size": Annotated[int, typer.Option(min=1, help="Images per step.")],
+    "lr": Annotated[float, typer.Option(min=0, help="The learning rate at the start.")],
+    "momentum": Annotated[float, typer.Option(min=0, max=1, help="SGD's momentum.")],
+    "weight_decay": Annotated[float, typer.Option(min=0, help="The optimizer's weight decay.")],
+    "schedule": Annotated[
+        Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
+    ],
+    "optimizer": Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Optimizer.")],
+}
+"""The fields of a `Recipe` that are options, with the recipe's own defaults."""
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of the `recipe` that it takes."""
+    default = Recipe()
+
+    def run(**given: Any) -> None:
+        recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
+        command(recipe=recipe, **given)
+
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "recipe"
+    ]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=getattr(default, name), annotation=option
+        )
+        for name, option in RECIPE.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    run.__doc__ = command.__doc__
+    return run
