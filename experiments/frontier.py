@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from torch import nn
 
-from convsim.lab.comparison import Estimate, run_all
+from convsim.lab.comparison import run_all
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import METHODS, Method
 from convsim.lab.models import build_model
 from convsim.lab.records import Record, append_record, read_records
 from convsim.lab.runs import Recipe, Run
+from convsim.lab.summary import Estimate
 
 HERE = Path(__file__).parent
 ACCURACY = HERE / "05_accuracy" / "results" / "records.jsonl"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from convsim.lab.comparison import Estimate
 from convsim.lab.records import read_records
+from convsim.lab.summary import Estimate
 
 
 def main() -> None:

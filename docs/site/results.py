@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convsim.lab.comparison import Summary, summarize
 from convsim.lab.records import Record, read_records
+from convsim.lab.summary import Summary, summarize
 
 ROOT = Path(__file__).parents[2]
 ACCURACY = ROOT / "experiments" / "05_accuracy" / "results" / "records.jsonl"

@@ -8,12 +8,13 @@ import pytest
 from scipy import stats
 
 from convsim.errors import ConvsimError, NonFiniteError
-from convsim.lab.comparison import Estimate, compare, summarize
+from convsim.lab.comparison import compare
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import parse_method
 from convsim.lab.presentation import html_page, markdown_table, rows, write_comparison
 from convsim.lab.records import append_record, read_records
 from convsim.lab.runs import Recipe
+from convsim.lab.summary import Estimate, summarize
 
 TINY = Recipe(width=2, epochs=2, batch_size=64, measured_images=20)
 METHODS = [parse_method(name) for name in ("none", "recommended@0.1,1")]

@@ -38,7 +38,7 @@ import convsim
 from convsim.cli.measure import _read as read_report
 from convsim.errors import ConvsimError
 from convsim.lab import training
-from convsim.lab.comparison import run_all, summarize
+from convsim.lab.comparison import run_all
 from convsim.lab.datasets import ImageData, image_folder, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, decode_cifar
 from convsim.lab.datasets.mnist import MAX_IDX_BYTES, decode_mnist
@@ -47,6 +47,7 @@ from convsim.lab.models import build_model
 from convsim.lab.records import read_records, record_key
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.studies import STUDIES, run_study
+from convsim.lab.summary import summarize
 from convsim.lab.weights import load_weights
 from convsim.report import json_format
 

@@ -25,13 +25,14 @@ from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, TrainImages, with_recipe
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError
-from convsim.lab.comparison import compare, summarize
+from convsim.lab.comparison import compare
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.files import locked, replacing
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
+from convsim.lab.summary import summarize
 from convsim.lab.training import train
 from convsim.visible import visible
 

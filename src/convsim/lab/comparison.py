@@ -1,23 +1,20 @@
-"""Methods × seeds on one data set and model: a resumable grid, and statistics paired by seed."""
+"""Methods × seeds on one data set and model, tuned first: a grid that resumes."""
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from statistics import fmean, median, stdev
-
-from scipy.stats import t as student
+from statistics import fmean
 
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
 from convsim.lab.files import locked
 from convsim.lab.launchers import checkpoints, find_launcher
-from convsim.lab.methods import Coefficient, Method
+from convsim.lab.methods import Method
 from convsim.lab.processes import processes
 from convsim.lab.records import Record, append_record, read_records, telling_damage
 from convsim.lab.runs import Recipe, Run
@@ -181,123 +178,3 @@ def _check_grid(
             f"A comparison starts its own processes; torchrun started {processes().count}, which "
             "would all run the same grid. Start it without torchrun, with --jobs."
         )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its 95 % confidence interval (Student's t).
-
-    Attributes:
-        mean: The mean.
-        half_width: Half of the interval's width; infinite for a single seed.
-        values: One per seed.
-    """
-
-    mean: float
-    half_width: float
-    values: tuple[float, ...]
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Estimate:
-        """Estimate the mean of some values.
-
-        Example:
-            >>> Estimate.of([1.0, 2.0, 3.0])
-            Estimate(mean=2.0, half_width=2.48..., values=(1.0, 2.0, 3.0))
-        """
-        n = len(values)
-        half = student.ppf(0.975, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
-        return Estimate(fmean(values), float(half), tuple(values))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One method's line in a comparison; differences are to the first method, paired by seed.
-
-    Attributes:
-        method: The method's name.
-        coefficient: Its regularizer's coefficient, None without one.
-        lr: Its learning rate.
-        accuracy: Test accuracy, in [0, 1].
-        accuracy_gain: Its difference to the control's.
-        epochs_to_target: Epochs until the held-out accuracy first reaches the control's mean final
-            one; a run that never does counts all its epochs plus one.
-        reached: How many seeds reached it.
-        similarity: Feature-map similarity on test images, mean over layers.
-        similarity_gain: Its difference to the control's.
-        seconds: Time of training with its initialization, median over seeds.
-        curve: Mean held-out accuracy after each epoch.
-        layers: Feature-map similarity by layer, mean over seeds.
-    """
-
-    method: str
-    coefficient: Coefficient | None
-    lr: float
-    accuracy: Estimate
-    accuracy_gain: Estimate
-    epochs_to_target: Estimate
-    reached: int
-    similarity: Estimate
-    similarity_gain: Estimate
-    seconds: float
-    curve: tuple[float, ...]
-    layers: dict[str, float]
-
-
-@telling_damage("the comparison")
-def summarize(records: Sequence[Record]) -> list[Summary]:
-    """Summarize the records of a comparison, the control's first.
-
-    Raises:
-        ConvsimError: If the methods do not share their seeds, or a record is damaged.
-    """
-    by_method: dict[str, dict[int, Record]] = {}
-    for record in records:
-        configuration = record["configuration"]
-        name = configuration["method"]["name"]
-        by_method.setdefault(name, {})[configuration["seed"]] = record["result"] | {
-            "coefficient": next(iter(configuration["method"]["coefficients"]), None),
-            "lr": configuration["recipe"]["lr"],
-        }
-    seeds = sorted(next(iter(by_method.values())))
-    if any(sorted(results) != seeds for results in by_method.values()):
-        found = {name: sorted(results) for name, results in by_method.items()}
-        raise ConvsimError(f"Methods can only be paired over the same seeds; got {found}.")
-    table = {name: [results[seed] for seed in seeds] for name, results in by_method.items()}
-    control = next(iter(table.values()))
-    target = fmean(result["validation_accuracy"][-1] for result in control)
-    return [_summary(name, results, control, target) for name, results in table.items()]
-
-
-def _summary(
-    name: str, results: Sequence[Record], control: Sequence[Record], target: float
-) -> Summary:
-    def of(value: Callable[[Record], float]) -> tuple[Estimate, Estimate]:
-        values, base = [value(r) for r in results], [value(r) for r in control]
-        gains = [a - b for a, b in zip(values, base, strict=True)]
-        return Estimate.of(values), Estimate.of(gains)
-
-    def epochs(result: Record) -> float:
-        curve: list[float] = result["validation_accuracy"]
-        return next((i for i, score in enumerate(curve, 1) if score >= target), len(curve) + 1)
-
-    accuracy, accuracy_gain = of(lambda r: float(r["test_accuracy"]))
-    similarity, similarity_gain = of(lambda r: fmean(r["similarity"].values()))
-    curves = zip(*(r["validation_accuracy"] for r in results), strict=True)
-    return Summary(
-        method=name,
-        coefficient=results[0]["coefficient"],
-        lr=results[0]["lr"],
-        accuracy=accuracy,
-        accuracy_gain=accuracy_gain,
-        epochs_to_target=of(epochs)[0],
-        reached=sum(max(r["validation_accuracy"]) >= target for r in results),
-        similarity=similarity,
-        similarity_gain=similarity_gain,
-        seconds=median(r["seconds"] + r["initialization_seconds"] for r in results),
-        curve=tuple(map(fmean, curves)),
-        layers={
-            layer: fmean(r["similarity"][layer] for r in results)
-            for layer in results[0]["similarity"]
-        },
-    )

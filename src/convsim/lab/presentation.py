@@ -14,8 +14,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from convsim.lab.comparison import Estimate, Summary
 from convsim.lab.methods import Coefficient
+from convsim.lab.summary import Estimate, Summary
 from convsim.report.page import content_policy, source_hash
 from convsim.visible import visible
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+    from convsim.report.layer_redundancy import LayerRedundancy
+    from convsim.report.redundancy_report import RedundancyReport
 
 
 @dataclass(frozen=True)

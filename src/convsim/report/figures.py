@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+    from convsim.report.layer_redundancy import LayerRedundancy
+    from convsim.report.redundancy_report import RedundancyReport
 
 _FEW = 25
 """Most layers whose names fit under an axis."""

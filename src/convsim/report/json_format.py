@@ -15,15 +15,15 @@ from torch import Tensor
 import convsim
 from convsim import strict_json
 from convsim.errors import ConvsimError
-from convsim.report.raw import tensor_bytes
-from convsim.report.redundancy_report import (
+from convsim.report.layer_redundancy import (
     HISTOGRAM_BINS,
     KernelRedundancy,
     LayerRedundancy,
     MapPair,
     Pictures,
-    RedundancyReport,
 )
+from convsim.report.raw import tensor_bytes
+from convsim.report.redundancy_report import RedundancyReport
 from convsim.report.table import CLASSES
 
 SCHEMA = 1

@@ -20,7 +20,8 @@ from convsim.report.raw import tensor_bytes
 from convsim.visible import visible
 
 if TYPE_CHECKING:
-    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+    from convsim.report.layer_redundancy import LayerRedundancy
+    from convsim.report.redundancy_report import RedundancyReport
 
 WHOLE = 256
 """Most filters whose matrix is shown as it is."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.kernels import KernelBank
-from convsim.report.redundancy_report import MapPair
+from convsim.report.layer_redundancy import MapPair
 
 _MAP_SIZE = 24
 _IMAGE_SIZE = 64

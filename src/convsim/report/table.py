@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from convsim.report.comparison import RedundancyComparison
-    from convsim.report.redundancy_report import LayerRedundancy, RedundancyReport
+    from convsim.report.layer_redundancy import LayerRedundancy
+    from convsim.report.redundancy_report import RedundancyReport
 
 NOTE = (
     "similarity: mean |cosine| of two feature maps of one image; correlation: the same less each "

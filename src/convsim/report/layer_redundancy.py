@@ -1,0 +1,155 @@
+"""What a report says of one layer: its maps, its most similar pairs, its kernels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from convsim.errors import ConvsimError
+
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """Two feature maps of one layer.
+
+    Attributes:
+        first: Index of a filter.
+        second: Index of another, above `first`.
+        similarity: Their mean absolute cosine.
+        kernel_cosine: Absolute cosine of the two filters; NaN if they do not share their input.
+        convolutional_similarity: Of the two filters, crossed and unit; NaN likewise.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    kernel_cosine: float = math.nan
+    convolutional_similarity: float = math.nan
+
+
+@dataclass(frozen=True)
+class KernelRedundancy:
+    """What the kernels of a convolution say about its feature maps, without data.
+
+    Filters of different groups read different inputs; only pairs of one group count, and the
+    matrices are 0 between groups.
+
+    Attributes:
+        groups: The convolution's groups.
+        mean_cosine: Mean of `cosine` over the pairs; NaN without pairs, as the next.
+        mean_similarity: Mean of `similarity` over the pairs.
+        norms: (filters,) float32, the filters' Euclidean norms.
+        cosine: (filters, filters) float32, the absolute cosine of every two filters: what kernel
+            orthogonality minimises.
+        similarity: (filters, filters) float32, Convolutional Similarity, crossed and unit.
+        cosine_rank_correlation: Spearman's, over pairs of the layer, between kernel cosine and
+            feature-map similarity. Of layers with more than 131,072 pairs, that many are drawn.
+        similarity_rank_correlation: The same with Convolutional Similarity. NaN where that is
+            constant, as for 1×1 kernels.
+        bound: The certificate's bound on the absolute cosine of two maps, √CS(i,j)·‖R‖ /
+            (‖F_i‖‖F_j‖), mean over the pairs and the example images. 1 or more tells nothing.
+        bounded: The absolute cosine it bounds: of the maps at full zero padding, without bias.
+        autocorrelation: (groups, C·n, C·n) float64, of the layer's inputs, for
+            `convsim.expected_similarity`; None unless asked for. Left out of JSON.
+        energy: Which share of its energy lies in each class of inputs, "white" within "common"
+            within "matched": what kernel orthogonality, convolutional orthogonality and matched
+            Convolutional Similarity protect against. None unless asked for.
+    """
+
+    groups: int
+    mean_cosine: float
+    mean_similarity: float
+    norms: Tensor = field(repr=False, compare=False)
+    cosine: Tensor = field(repr=False, compare=False)
+    similarity: Tensor = field(repr=False, compare=False)
+    cosine_rank_correlation: float
+    similarity_rank_correlation: float
+    bound: float
+    bounded: float
+    autocorrelation: Tensor | None = field(default=None, repr=False, compare=False)
+    energy: dict[str, float] | None = None
+
+    @property
+    def raw_similarity(self) -> Tensor:
+        """(filters, filters) float32: Convolutional Similarity, crossed and raw."""
+        squares = self.norms.square()
+        return self.similarity * squares[:, None] * squares
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pairs of `LayerRedundancy.worst` as pictures, on each example image.
+
+    Attributes:
+        maps: (images, pairs, 2, height, width) uint8, each map from its least to its greatest
+            value; large maps are averaged down. A 1-d map is one row; of a 3-d map the middle slice
+            is kept.
+        kernels: (pairs, 2, slices, height, width) int8, 127 standing for the pair's largest
+            absolute weight: the channels that weigh most in the two filters. A 1×1 kernel is one
+            slice with the weights of at most 64 channels. Empty for a module without kernels.
+    """
+
+    maps: Tensor
+    kernels: Tensor
+
+
+@dataclass(frozen=True)
+class LayerRedundancy:
+    """How much the feature maps of one layer repeat each other.
+
+    Attributes:
+        name: The layer's name in the model.
+        kind: Its type, such as "Conv2d".
+        filters: Its number of feature maps.
+        pixels: The most pixels a map had.
+        similarity: Mean absolute cosine similarity of two different feature maps of one image, over
+            all pairs and images; in [0, 1]. NaN for a layer with one filter, and for maps of one
+            pixel, whose cosine is ±1 whatever they hold.
+        correlation: The same with each map's mean over its pixels removed first.
+        effective_rank: How many directions the maps really use, in [1, filters]: exp of the entropy
+            of the eigenvalues over their sum (Roy and Vetterli 2007), of the mean over images of
+            the Gram matrix of the maps, each scaled to norm 1. 0 if every map is zero.
+        dead: Number of maps that are zero on every image.
+        histogram: How many pairs have their mean absolute cosine in each twentieth of [0, 1].
+        worst: The pairs most alike, at most eight, the worst first.
+        matrix: (filters, filters) float32, on the CPU: the mean over images of the absolute cosine
+            of every two maps. Left out of comparisons by ``==``, as are the next two.
+        kernels: What the kernels say; None for a module that is no convolution.
+        pictures: The worst pairs to look at; None if no example image was kept.
+    """
+
+    name: str
+    kind: str
+    filters: int
+    pixels: int
+    similarity: float
+    correlation: float
+    effective_rank: float
+    dead: int
+    histogram: tuple[int, ...] = field(repr=False)
+    worst: tuple[MapPair, ...] = field(repr=False)
+    matrix: Tensor = field(repr=False, compare=False)
+    kernels: KernelRedundancy | None = field(repr=False, compare=False)
+    pictures: Pictures | None = field(repr=False, compare=False)
+
+    def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
+        """List the pairs of maps whose mean absolute cosine is at least `threshold`.
+
+        Returns:
+            (i, j, value) with i < j, the most alike first. None for maps of one pixel.
+
+        Raises:
+            ConvsimError: If the threshold is outside [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+        if self.pixels == 1:
+            return []
+        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
+        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
+        return sorted(pairs, key=lambda pair: -pair[2])
