@@ -37,7 +37,7 @@ from torch import nn
 import convsim
 from convsim.cli.measure import _read as read_report
 from convsim.errors import ConvsimError
-from convsim.lab import training
+from convsim.lab import checkpoints, training
 from convsim.lab.comparison import run_all
 from convsim.lab.datasets import ImageData, image_folder, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, decode_cifar
@@ -281,7 +281,7 @@ def load_cifar(path: Path) -> list[bytes]:
 
 def resume(path: Path) -> int:
     """What resuming looks at first."""
-    return training._finished_epochs(path, a_run())
+    return checkpoints.finished_epochs(path, a_run())
 
 
 def told(report: Any) -> Any:
@@ -1112,7 +1112,7 @@ def edited(change: Any) -> Any:
 
 
 def curve_of(state: dict[str, Any]) -> list[dict[str, Any]]:
-    curve: list[dict[str, Any]] = state["callbacks"]["_Bookkeeping"]["curve"]
+    curve: list[dict[str, Any]] = state["callbacks"]["Bookkeeping"]["curve"]
     return curve
 
 
@@ -1125,9 +1125,9 @@ CHECKPOINTS: dict[str, Any] = {
     "a bytearray of 64 GB": lambda: pickled(b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R"),
     "a list": lambda: saved([1]),
     "no callbacks": edited(lambda s: s.pop("callbacks")),
-    "another run's": edited(lambda s: s["callbacks"]["_Bookkeeping"].update(key="0" * 16)),
-    "no key": edited(lambda s: s["callbacks"]["_Bookkeeping"].pop("key")),
-    "a curve that is text": edited(lambda s: s["callbacks"]["_Bookkeeping"].update(curve="abc")),
+    "another run's": edited(lambda s: s["callbacks"]["Bookkeeping"].update(key="0" * 16)),
+    "no key": edited(lambda s: s["callbacks"]["Bookkeeping"].pop("key")),
+    "a curve that is text": edited(lambda s: s["callbacks"]["Bookkeeping"].update(curve="abc")),
     "a curve of text": edited(lambda s: curve_of(s)[0].update(accuracy="high")),
     "a curve without accuracy": edited(lambda s: curve_of(s)[0].pop("accuracy")),
     "a longer curve": edited(lambda s: curve_of(s).append(curve_of(s)[0])),

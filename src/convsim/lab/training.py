@@ -8,35 +8,32 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
+from convsim.lab.checkpoints import (
+    Bookkeeping,
+    Progress,
+    WholeCheckpoints,
+    damaged,
+    finished_epochs,
+)
 from convsim.lab.classifier import Classifier, accuracy, in_order
-from convsim.lab.files import locked, replacing
+from convsim.lab.files import locked
 from convsim.lab.models import build_model
 from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Run
-from convsim.lab.weights import read_checkpoint
 from convsim.redundancy import measure
-
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called after each epoch with its number from 1, how many there are, and its scores."""
-
-
-_SCORES = ("accuracy", "train_loss", "seconds")
 
 
 class _ShuffledBatches(Sampler[list[int]]):
@@ -59,74 +56,6 @@ class _ShuffledBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator)
         return (self.ours.share(batch.tolist()) for batch in order.split(self.batch_size))
-
-
-class _WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint takes the place of the last one in one step, or leaves it as it is."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        content = BytesIO()
-        torch.save(checkpoint, content)  # in memory: to a file, torch hides what the disk says
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(content.getbuffer())
-
-
-class _Bookkeeping(Callback):
-    """Seed every epoch, save before the first and after each, keep the curve in the checkpoint."""
-
-    def __init__(
-        self, run: Run, checkpoint: Path | None, progress: Progress | None, resumed: bool
-    ) -> None:
-        self.run, self.checkpoint, self.progress, self.resumed = run, checkpoint, progress, resumed
-        self.curve: list[dict[str, float]] = []
-        self.initialization_seconds = 0.0
-        self.started = 0.0
-        self.steps = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.checkpoint is not None and not self.resumed:
-            trainer.save_checkpoint(self.checkpoint)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
-            seed = self.run.seed * 1_000_003 + trainer.current_epoch
-            torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give all processes the first one's statistics of normalization layers."""
-        if trainer.world_size > 1:
-            for buffer in pl_module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.steps += 1
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        scores["seconds"] = time.perf_counter() - self.started
-        self.curve.append(scores)
-        if self.checkpoint is not None:
-            trainer.save_checkpoint(self.checkpoint)
-        if self.progress is not None:
-            self.progress(len(self.curve), self.run.recipe.epochs, scores)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "key": self.run.key,
-            "curve": self.curve,
-            "initialization_seconds": self.initialization_seconds,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curve = list(state["curve"])
-        self.initialization_seconds = state["initialization_seconds"]
 
 
 def train(
@@ -162,7 +91,7 @@ def _train(
     recipe, method, ours = run.recipe, run.method, processes()
     split = run.data.hold_out(recipe.validation, seed=0)
     resumed = checkpoint is not None and checkpoint.exists()
-    finished = _finished_epochs(checkpoint, run) if checkpoint and resumed else 0
+    finished = finished_epochs(checkpoint, run) if checkpoint and resumed else 0
 
     torch.manual_seed(run.seed)
     options = {key: getattr(recipe, key) for key in ("width", "norm", "activation")}
@@ -171,7 +100,7 @@ def _train(
         recipe.model, classes=len(run.data.classes), channels=channels,
         **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
-    bookkeeping = _Bookkeeping(run, checkpoint, progress, resumed)
+    bookkeeping = Bookkeeping(run, checkpoint, progress, resumed)
     if method.initialization is not None and not resumed:
         started = time.perf_counter()
         initialize_(model, method.initialization, steps=method.initialization_steps)
@@ -189,7 +118,7 @@ def _train(
             devices=ours.on_node, num_nodes=ours.count // ours.on_node,
             use_distributed_sampler=False, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            plugins=[_WholeCheckpoints()],
+            plugins=[WholeCheckpoints()],
         )  # fmt: skip
         try:
             trainer.fit(
@@ -207,9 +136,22 @@ def _train(
         except Exception as error:
             if checkpoint is None or not resumed or bookkeeping.steps:
                 raise  # it is not the checkpoint's fault
-            raise _damaged(checkpoint, error) from error
+            raise damaged(checkpoint, error) from error
     classifier.eval()
 
+    record = {
+        "schema": 1,
+        "key": run.key,
+        "configuration": run.configuration(),
+        "result": _result(run, classifier, bookkeeping),
+        "effective": _effective(trainer, classifier, callbacks),
+        "environment": environment(),
+    }
+    return classifier.model, record
+
+
+def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Record:
+    """Score and measure the trained network; what tuning trains does not see test images."""
     curve = bookkeeping.curve
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
@@ -222,22 +164,14 @@ def _train(
         result["test_accuracy"] = accuracy(classifier, run.data.test_images, run.data.test_labels)
         report = measure(
             classifier,
-            in_order(run.data.test_images[: recipe.measured_images],
-                      run.data.test_labels[: recipe.measured_images], batch_size=64),
+            in_order(run.data.test_images[: run.recipe.measured_images],
+                      run.data.test_labels[: run.recipe.measured_images], batch_size=64),
         )  # fmt: skip
         result["similarity"] = {
             layer.name.removeprefix("model."): layer.similarity
             for layer in report.layers if layer.filters > 1
         }  # fmt: skip
-    record = {
-        "schema": 1,
-        "key": run.key,
-        "configuration": run.configuration(),
-        "result": result,
-        "effective": _effective(trainer, classifier, callbacks),
-        "environment": environment(),
-    }
-    return classifier.model, record
+    return result
 
 
 def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callback]) -> Record:
@@ -259,35 +193,6 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "regularizer": [repr(regularizer).splitlines() for regularizer in regularizers],
     }
-
-
-def _finished_epochs(path: Path, run: Run) -> int:
-    """Count the epochs of a run's checkpoint, refusing one of another run."""
-    try:
-        state = read_checkpoint(path)
-        bookkeeping = state["callbacks"][_Bookkeeping.__qualname__]
-        found, curve = bookkeeping["key"], bookkeeping["curve"]
-        for scores in curve:
-            math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
-        float(bookkeeping["initialization_seconds"])
-        (_,), (_,) = state["optimizer_states"], state["lr_schedulers"]
-        if state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] != len(curve):
-            raise ValueError("more or fewer epochs than it says")  # noqa: TRY301
-    except Exception as error:
-        raise _damaged(path, error) from error
-    if found != run.key:
-        raise ConvsimError(
-            f"{path} belongs to a run with another configuration ({found}, not {run.key}). Resume "
-            "with the options it was started with, or choose another folder."
-        )
-    return len(curve)
-
-
-def _damaged(path: Path, error: Exception) -> ConvsimError:
-    return ConvsimError(
-        f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
-        f"{error}). Delete it to start this run anew."
-    )
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+"""What a run keeps on disk while it trains: whole checkpoints with its curve, each of one run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from convsim.errors import ConvsimError
+from convsim.lab.files import replacing
+from convsim.lab.runs import Run
+from convsim.lab.weights import read_checkpoint
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after each epoch with its number from 1, how many there are, and its scores."""
+
+_SCORES = ("accuracy", "train_loss", "seconds")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint takes the place of the last one in one step, or leaves it as it is."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside the last one, then rename."""
+        content = BytesIO()
+        torch.save(checkpoint, content)  # in memory: to a file, torch hides what the disk says
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+
+class Bookkeeping(Callback):
+    """Seed every epoch, save before the first and after each, keep the curve in the checkpoint."""
+
+    def __init__(
+        self, run: Run, checkpoint: Path | None, progress: Progress | None, resumed: bool
+    ) -> None:
+        self.run, self.checkpoint, self.progress, self.resumed = run, checkpoint, progress, resumed
+        self.curve: list[dict[str, float]] = []
+        self.initialization_seconds = 0.0
+        self.started = 0.0
+        self.steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before the first epoch."""
+        if self.checkpoint is not None and not self.resumed:
+            trainer.save_checkpoint(self.checkpoint)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the epoch, which a resume repeats."""
+        if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
+            seed = self.run.seed * 1_000_003 + trainer.current_epoch
+            torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give all processes the first one's statistics of normalization layers."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count the step."""
+        self.steps += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the scores, save, report."""
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        scores["seconds"] = time.perf_counter() - self.started
+        self.curve.append(scores)
+        if self.checkpoint is not None:
+            trainer.save_checkpoint(self.checkpoint)
+        if self.progress is not None:
+            self.progress(len(self.curve), self.run.recipe.epochs, scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps of this run."""
+        return {
+            "key": self.run.key,
+            "curve": self.curve,
+            "initialization_seconds": self.initialization_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.curve = list(state["curve"])
+        self.initialization_seconds = state["initialization_seconds"]
+
+
+def finished_epochs(path: Path, run: Run) -> int:
+    """Count the epochs of a run's checkpoint, refusing one of another run."""
+    try:
+        state = read_checkpoint(path)
+        bookkeeping = state["callbacks"][Bookkeeping.__qualname__]
+        found, curve = bookkeeping["key"], bookkeeping["curve"]
+        for scores in curve:
+            math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
+        float(bookkeeping["initialization_seconds"])
+        (_,), (_,) = state["optimizer_states"], state["lr_schedulers"]
+        if state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] != len(curve):
+            raise ValueError("more or fewer epochs than it says")  # noqa: TRY301
+    except Exception as error:
+        raise damaged(path, error) from error
+    if found != run.key:
+        raise ConvsimError(
+            f"{path} belongs to a run with another configuration ({found}, not {run.key}). Resume "
+            "with the options it was started with, or choose another folder."
+        )
+    return len(curve)
+
+
+def damaged(path: Path, error: Exception) -> ConvsimError:
+    """Say that a checkpoint cannot be read, and what to do."""
+    return ConvsimError(
+        f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
+        f"{error}). Delete it to start this run anew."
+    )
