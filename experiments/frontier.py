@@ -23,6 +23,7 @@ from torch import nn
 
 from convsim.lab.comparison import run_all
 from convsim.lab.datasets import load_dataset
+from convsim.lab.files import locked
 from convsim.lab.methods import METHODS, Method
 from convsim.lab.models import build_model
 from convsim.lab.records import Record, append_record, read_records
@@ -95,15 +96,16 @@ def main() -> None:
         for method, (how, recipe) in chosen_by_05().items()
         for step in steps
     }
-    on_record = {record["key"] for record in read_records(folder / "records.jsonl")}
-    wanted = {run.key for own in runs.values() for run in own} - on_record
-    for record in read_records(ACCURACY):
-        if record["key"] in wanted:
-            append_record(folder / "records.jsonl", record)
-    done = run_all(
-        [run for own in runs.values() for run in own], folder, jobs=2,
-        report=lambda run, i, n: print(f"{i}/{n} {run.method.name} {run.seed}", file=sys.stderr),
-    )  # fmt: skip
+    with locked(folder):
+        on_record = {record["key"] for record in read_records(folder / "records.jsonl")}
+        wanted = {run.key for own in runs.values() for run in own} - on_record
+        for record in read_records(ACCURACY):
+            if record["key"] in wanted:
+                append_record(folder / "records.jsonl", record)
+        done = run_all(
+            [run for own in runs.values() for run in own], folder, jobs=2,
+            report=lambda run, i, n: print(i, n, run.method.name, run.seed, file=sys.stderr),
+        )  # fmt: skip
     lines = [f"| {axis} | " + " | ".join(COMPARED) + " |", "|---:|" + "---:|" * len(COMPARED)]
     scores: dict[str, dict[int, Estimate]] = {method: {} for method in COMPARED}
     costs: dict[str, dict[int, dict[str, float]]] = {method: {} for method in COMPARED}

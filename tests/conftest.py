@@ -30,6 +30,12 @@ _PREPEND = partial(sys.path.insert, 0)
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers in a test whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def vision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make torchvision and timm importable."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convsim.precision import at_least_float32
+
 _BLOCK = 128
 """Maps on a side of the blocks that the pair matrix is computed in, which a CPU cache holds."""
 _CHUNK = 2**22
@@ -43,8 +45,7 @@ class PairStatistics:
         Returns:
             False, and nothing is added, if a map holds NaN or infinity.
         """
-        if maps_NMP.dtype != torch.float64:
-            maps_NMP = maps_NMP.float()
+        maps_NMP = at_least_float32(maps_NMP)
         count, maps, pixels = maps_NMP.shape
         low_NM, high_NM = maps_NMP.aminmax(dim=-1)
         peak_NM = torch.maximum(-low_NM, high_NM)

@@ -36,6 +36,11 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
             _SWITCHES.leave()
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Take numbers of less precision as float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 class _Setting(NamedTuple):
     """One of torch's settings of the precision of float32 products, and its full value."""
 

@@ -32,7 +32,7 @@ class Probe:
     bank: KernelBank | None
 
 
-Watch = Callable[[Probe, tuple[Any, ...], Tensor], None]
+Look = Callable[[Probe, tuple[Any, ...], Tensor], None]
 """Called with a probe, its module's inputs, and the feature maps (N, maps, …) it put out."""
 
 
@@ -64,8 +64,8 @@ def _bank(name: str, module: nn.Module) -> KernelBank:
 
 
 @contextmanager
-def watching(model: nn.Module, probes: Iterable[Probe], watch: Watch) -> Iterator[None]:
-    """Call `watch` on every probe's output; in ``eval()`` mode, without gradients."""
+def watching(model: nn.Module, probes: Iterable[Probe], look: Look) -> Iterator[None]:
+    """Call `look` on every probe's output; in ``eval()`` mode, without gradients."""
 
     def hook(probe: Probe, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         spatial = len(probe.bank.kernel) if probe.bank is not None else None
@@ -78,7 +78,7 @@ def watching(model: nn.Module, probes: Iterable[Probe], watch: Watch) -> Iterato
                 "batches, or leave the module out."
             )
         with full_precision(output):
-            watch(probe, inputs, output.detach())
+            look(probe, inputs, output.detach())
 
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack, torch.no_grad():

@@ -259,6 +259,11 @@ def _classes_on(
     return index.to(device), count
 
 
+def lag_steps(stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Find how many taps apart lags lie that meet the stride, by axis."""
+    return [s // gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
+
+
 @kept(64)
 def tap_pair_classes(
     kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
@@ -271,7 +276,7 @@ def tap_pair_classes(
     Returns:
         The class of each of the n² pairs, where `count` stands for a pair left out, and `count`.
     """
-    step = [s // gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
+    step = lag_steps(stride, dilation)
     taps = list(product(*map(range, kernel)))
     number: dict[tuple[int, ...], int] = {}
     classes = []

@@ -38,8 +38,7 @@ def similarities(banks: Sequence[KernelBank], options: Options) -> list[Tensor]:
     does all of it under torch.func's transforms, which see through torch's own operations only.
     """
     if torch._C._are_functorch_transforms_active():
-        form = (options.pairs, options.channels, options.scale, options.reduction)
-        return [bank_similarity(bank, *form) for bank in banks]
+        return [bank_similarity(bank, *options) for bank in banks]
     if not any(bank.filters.requires_grad for bank in banks) or not torch.is_grad_enabled():
         return add_gradients_(banks, [None] * len(banks), [1.0] * len(banks), options)
     outputs: Any = _Similarities.apply(  # type: ignore[no-untyped-call]
@@ -81,8 +80,7 @@ class _Similarities(torch.autograd.Function):
 
 
 def _differentiable_gradient(bank: KernelBank, options: Options) -> Tensor:
-    form = (options.pairs, options.channels, options.scale, options.reduction)
-    value = bank_similarity(bank, *form)
+    value = bank_similarity(bank, *options)
     (gradient,) = torch.autograd.grad(value, bank.filters, create_graph=True)
     return gradient
 
@@ -117,7 +115,7 @@ def add_gradients_(
         [number for bank in banks for number in (*bank.stride, *bank.dilation)],
         [bank.transposed for bank in banks],
         list(factors),
-        [options.pairs, options.channels, options.scale, options.reduction],
+        list(options),
     )
     return [value.to(bank.filters) for value, bank in zip(values.unbind(), banks, strict=True)]
 

@@ -16,13 +16,12 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Options, half_classes
+from convsim.backends.problem import Options, half_classes, merges_taps
 from convsim.kernels import KernelBank
 from convsim.similarity import pair_weight
 
@@ -57,7 +56,7 @@ def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
     return (
         bank.filters.device.type == "cpu"
         and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
-        and all(_merges_taps(tensor) for tensor in (bank.filters, gradient) if tensor is not None)
+        and all(merges_taps(tensor) for tensor in (bank.filters, gradient) if tensor is not None)
         and library() is not None
     )
 
@@ -145,10 +144,3 @@ def _layer(bank: KernelBank, gradient: Tensor | None, factor: float, options: Op
         weight=pair_weight(bank, options.pairs, options.reduction),
         factor=factor,
     )
-
-
-def _merges_taps(tensor: Tensor) -> bool:
-    """Whether one stride leads through all taps, so that flattening them makes no copy."""
-    axes = zip(tensor.shape[3:], tensor.stride()[3:], strict=True)
-    spatial = [(size, step) for size, step in axes if size > 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(spatial))

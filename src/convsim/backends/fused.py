@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Options, half_classes
+from convsim.backends.problem import Options, half_classes, merges_taps
 from convsim.kernels import KernelBank
 from convsim.similarity import pair_weight
 
@@ -41,7 +41,7 @@ def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
         and options.channels == "crossed"
         and bank.filters.dtype == torch.float32
         and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
-        and _one_stride_through_taps(bank.filters)
+        and merges_taps(bank.filters)
         and (gradient is None or gradient.stride() == bank.filters.stride())
     )
 
@@ -101,7 +101,7 @@ def _of_one_shape(
     device = banks[0].filters.device
     classes = half_classes(banks[0])
     weights = [pair_weight(bank, options.pairs, options.reduction) for bank in banks]
-    shapes = tuple((bank.filters.shape[:3], bank.filters.stride()) for bank in banks)
+    shapes = tuple((bank.filters.shape[:3], bank.filters.flatten(3).stride()) for bank in banks)
     table, blocks, layer_of_row = _kept(_table, shapes, device)
     addresses = tuple(
         (bank.filters.data_ptr(), 0 if gradient is None else gradient.data_ptr(), w, 2 * w * f)
@@ -183,7 +183,7 @@ def _table(described: _Key) -> tuple[Tensor, ...]:
             own[:, 0] = layer
             own[:, 1] = 4 * (group * stride[0] + torch.arange(members) * stride[1])
             own[:, 2:] = torch.tensor(
-                [channels, stride[2], stride[-1], first, first + members, len(blocks)]
+                [channels, stride[2], stride[3], first, first + members, len(blocks)]
             )
             rows.append(own)
             blocks += [(b, first + members) for b in range(first, first + members, _BLOCK)]
@@ -217,13 +217,3 @@ def _classes(described: _Key) -> tuple[Tensor, ...]:
 
 def _power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
-
-
-def _one_stride_through_taps(filters: Tensor) -> bool:
-    """Whether the taps lie at multiples of the last axis' stride."""
-    step = filters.stride(-1)
-    for size, own in zip(reversed(filters.shape[3:]), reversed(filters.stride()[3:]), strict=True):
-        if size > 1 and own != step:
-            return False
-        step *= size
-    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +14,8 @@ from convsim.similarity import Channels, Pairs, Reduction, Scale, tap_pair_class
 from convsim.tables import kept
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `convsim.convolutional_similarity` that choose the form."""
+class Options(NamedTuple):
+    """The options of `convsim.convolutional_similarity` that choose the form, in their order."""
 
     pairs: Pairs
     channels: Channels
@@ -35,6 +36,13 @@ class HalfClasses:
     pair_class: Tensor
     multiplicity: Tensor
     count: int
+
+
+def merges_taps(tensor: Tensor) -> bool:
+    """Tell whether one stride leads through all taps of (G, M, C, k): flattening makes no copy."""
+    axes = zip(tensor.shape[3:], tensor.stride()[3:], strict=True)
+    spatial = [(size, step) for size, step in axes if size > 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(spatial))
 
 
 def half_classes(bank: KernelBank) -> HalfClasses:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from convsim.errors import ConvsimError
+from convsim.precision import at_least_float32
 from convsim.sharding import Share, is_sharded
 
 
@@ -122,7 +123,7 @@ def kernel_bank(
             f"groups={groups!r} for shape {shape}."
         )
     try:
-        precise = weight if weight.dtype == torch.float64 else weight.float()
+        precise = at_least_float32(weight)
     except NotImplementedError as error:  # packed 4-bit numbers
         raise ConvsimError(f"torch cannot read numbers of dtype {weight.dtype}.") from error
     filters = precise.unflatten(0, (groups, -1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.precision import full_precision
+from convsim.similarity import lag_steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ConvolutionalOrthogonality(Penalty):
                 "ConvolutionalOrthogonality is defined for convolutions, not for transposed ones. "
                 "Leave the layer out with layers=…."
             )
-        step = [s // gcd(s, d) for s, d in zip(bank.stride, bank.dilation, strict=True)]
+        step = lag_steps(bank.stride, bank.dilation)
         padding = [(k - 1) // q * q for k, q in zip(bank.kernel, step, strict=True)]
         convolve = getattr(nn.functional, f"conv{len(bank.kernel)}d")
         total = bank.filters.new_zeros(())

@@ -43,18 +43,21 @@ class ConvolutionalSimilarity(Penalty):
         check_options(self.pairs, self.channels, self.scale, self.reduction)
 
     @property
+    def _options(self) -> Options:
+        return Options(self.pairs, self.channels, self.scale, self.reduction)
+
+    @property
     def takes_shares(self) -> bool:
         """Whether filters meet in a sum alone: where all are partners, not neighbours."""
         return self.pairs == "all"
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute Convolutional Similarity of one layer."""
-        return bank_similarity(bank, self.pairs, self.channels, self.scale, self.reduction)
+        return bank_similarity(bank, *self._options)
 
     def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
         """Compute Convolutional Similarity of each layer, its gradient in closed form."""
-        options = Options(self.pairs, self.channels, self.scale, self.reduction)
-        return backends.similarities(banks, options)
+        return backends.similarities(banks, self._options)
 
     def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
         """Compute Convolutional Similarity of one layer and its gradient in closed form."""
@@ -69,8 +72,7 @@ class ConvolutionalSimilarity(Penalty):
         factors: Sequence[float],
     ) -> list[Tensor]:
         """Add the gradients of all layers in closed form, by the fastest backend at hand."""
-        options = Options(self.pairs, self.channels, self.scale, self.reduction)
-        return backends.add_gradients_(banks, gradients, factors, options)
+        return backends.add_gradients_(banks, gradients, factors, self._options)
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether there are pairs, and lags by which directions can differ."""

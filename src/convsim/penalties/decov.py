@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.penalties.base import ActivationPenalty, LayerReduction
 from convsim.penalties.gram import off_diagonal
-from convsim.precision import full_precision
+from convsim.precision import at_least_float32, full_precision
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class DeCov(ActivationPenalty):
     def maps_value(self, maps: Tensor) -> Tensor:
         """Compute the penalty of one layer's feature maps (N, M, …)."""
         with full_precision(maps):
-            samples_SM = maps.flatten(2).transpose(1, 2).flatten(0, 1)
-            samples_SM = samples_SM.double() if maps.dtype.itemsize == 8 else samples_SM.float()
+            samples_SM = at_least_float32(maps.flatten(2).transpose(1, 2).flatten(0, 1))
             centered_SM = samples_SM - samples_SM.mean(0)
             covariance_MM = centered_SM.mT @ centered_SM / len(centered_SM)
             return 0.5 * off_diagonal(covariance_MM).square().sum()

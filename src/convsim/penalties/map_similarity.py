@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.penalties.base import ActivationPenalty, LayerReduction
 from convsim.penalties.correlation import require_samples, squared_correlation
-from convsim.precision import full_precision
+from convsim.precision import at_least_float32, full_precision
 from convsim.windows import spread
 
 
@@ -39,6 +39,5 @@ class MapSimilarity(ActivationPenalty):
             maps_NMP = maps.flatten(2)
             images, _, positions = maps_NMP.shape
             chosen = spread(self.samples, images * positions).to(maps.device)
-            samples_SM = maps_NMP[chosen // positions, :, chosen % positions]
-            samples_SM = samples_SM.double() if maps.dtype.itemsize == 8 else samples_SM.float()
+            samples_SM = at_least_float32(maps_NMP[chosen // positions, :, chosen % positions])
             return squared_correlation(samples_SM - samples_SM.double().mean(0).to(samples_SM))
