@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import KernelBank
 from convsim.sharding import norm
 
@@ -28,7 +30,7 @@ class Coefficient:
     found: float | None = None
 
     def __init__(self, given: CoefficientLike) -> None:
-        self._given = given
+        self._given = float(given) if isinstance(given, numbers.Real) else given
         self.automatic = isinstance(given, str) and given == "auto"
         _ = self.at(0)  # refuse a bad one now
 
@@ -51,22 +53,23 @@ class Coefficient:
         # A tuple of types: torch.compile of torch < 2.7 does not trace a union.
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise ConvsimError(
-                f"coefficient must be a finite number ≥ 0; got {value!r} at step {steps}."
+                f"coefficient must be a finite number ≥ 0; got {value!r} at step {steps}. A "
+                'function of the step and "auto" are allowed too.'
             )
         return float(value)
 
     def find(
         self,
         losses: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
+        gradients: Sequence[Tensor],
         banks: Sequence[KernelBank],
         value: Tensor,
         scale: float,
     ) -> None:
-        """Make the penalty's gradient as long as the loss' gradient, over all layers together.
+        """Make the penalty's gradient as long as the loss' gradient, over these layers together.
 
-        It is left pending where the loss' gradient is not finite (a step that a GradScaler skips)
-        or 0, and where the penalty has nothing left to lower.
+        It is left pending where the loss' gradient is not finite, as in a step that a GradScaler
+        skips; and with a warning where it is 0, or the penalty has nothing left to lower.
 
         Args:
             losses: The loss' gradient, by weight, multiplied by `scale`.
@@ -76,8 +79,18 @@ class Coefficient:
             scale: A GradScaler's scale.
         """
         shares = [bank.share for bank in banks]
-        own = norm([value.new_zeros(()) if g is None else g for g in gradients], shares)
-        filters = norm([bank.filters for bank in banks], shares)
-        found = norm(losses).item() / scale / own.item() if own > 0 else math.inf
+        loss, own, filters = (
+            norm(losses),
+            norm(gradients, shares),
+            norm([bank.filters for bank in banks], shares),
+        )
+        found = loss.item() / scale / own.item() if own > 0 else 0.0
         if own * filters > _NOTHING_LEFT * value.abs().to(own) and 0 < found < math.inf:
             self.found = found
+        elif loss.isfinite():
+            warnings.warn(
+                'coefficient="auto" is not found yet, and nothing was added: the gradient of the '
+                "loss or of the penalty is 0. It is tried again at the next step.",
+                ConvsimWarning,
+                stacklevel=3,
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Self
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from convsim.coefficient import Coefficient, CoefficientLike
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.gradients import fits_in_place, pass_on, place
+from convsim.gradients import add_gradient, fits_in_place, gradient_target
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.observations import Observations
 from convsim.penalties import ActivationPenalty, Penalty, preset
@@ -46,8 +47,9 @@ class Regularizer:
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
             been called, which makes a schedule by step or by epoch. The preset's own if None. With
             "auto" the first `backward_` finds it, so that the penalty's gradient is as long as the
-            loss' gradient there, over all layers it acts on: for a loss or a penalty of unknown
-            scale (experiments/09_automatic).
+            loss' gradient there, clipped if it comes clipped, over the layers that both reach: for
+            a loss or a penalty of unknown scale (experiments/09_automatic). What another
+            regularizer has added by then counts as the loss'.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers frozen at this moment are left out.
 
@@ -82,11 +84,11 @@ class Regularizer:
         self.layers = tuple(conv_layers(model, layers, frozen=False))
         self.steps = 0
         self._coefficient = Coefficient(chosen.coefficient if coefficient is None else coefficient)
-        if self._coefficient.automatic:
-            self._refuse_auto()
         with torch.no_grad():
             banks = {layer.name: layer.outline() for layer in self.layers}
         self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
+        if self._coefficient.automatic:
+            self._refuse_auto()
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._leave_optimizer: Callable[[], object] = lambda: None
@@ -205,9 +207,10 @@ class Regularizer:
         ]
         over_ranks = bool(self.penalty.windows) and ranks() > 1
         pending = self._coefficient.pending
-        apart = [pending or over_ranks or not fits_in_place(weight) for weight in weights]
+        in_place = [not (pending or over_ranks) and fits_in_place(weight) for weight in weights]
         gradients = [
-            place(*where) for where in zip(self._acting, weights, banks, apart, strict=True)
+            gradient_target(*where)
+            for where in zip(self._acting, weights, banks, in_place, strict=True)
         ]
         factor = self._layer_factor() * (1.0 if pending else self.coefficient * scale)
         values = self.penalty.add_gradients_(banks, gradients, [factor] * len(banks))
@@ -215,11 +218,11 @@ class Regularizer:
         if over_ranks:
             average_over_ranks_([*(own for own in gradients if own is not None), value])
         if pending:
-            self._coefficient.find(self._loss_gradients(), gradients, banks, value, scale)
+            self._find_coefficient(banks, gradients, value, scale)
             gradients = [g if g is None else g * (self.coefficient * scale) for g in gradients]
-        for weight, bank, gradient, own in zip(weights, banks, gradients, apart, strict=True):
-            if gradient is not None and own:
-                pass_on(weight, bank, gradient)
+        for weight, bank, gradient, done in zip(weights, banks, gradients, in_place, strict=True):
+            if gradient is not None and not done:
+                add_gradient(weight, bank, gradient)
         return value * self.coefficient
 
     def _settle_shards(self) -> None:
@@ -234,19 +237,27 @@ class Regularizer:
                     "regularizer.backward_(), or set_reshard_after_backward(True)."
                 )
 
-    def _loss_gradients(self) -> list[Tensor]:
+    def _find_coefficient(
+        self, banks: list[KernelBank], gradients: list[Tensor | None], value: Tensor, scale: float
+    ) -> None:
+        """Weigh the penalty by the layers that the loss has reached."""
         modules: list[Any] = [layer.module for layer in self._acting]
-        weights = [module.weight for module in modules if module.weight.requires_grad]
-        found = [weight.grad for weight in weights if weight.grad is not None]
-        if not found:
+        reached = [
+            (module.weight.grad, gradient, bank)
+            for module, gradient, bank in zip(modules, gradients, banks, strict=True)
+            if gradient is not None and module.weight.grad is not None
+        ]
+        if reached:
+            losses, own, their_banks = zip(*reached, strict=True)
+            self._coefficient.find(losses, own, their_banks, value, scale)
+        elif any(gradient is not None for gradient in gradients):
             raise ConvsimError(
                 'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
                 "regularizer.backward_()."
             )
-        return found
 
     def _refuse_auto(self) -> None:
-        for layer in self.layers:
+        for layer in self._acting:
             if layer.parametrized:
                 raise ConvsimError(
                     f'Layer {layer.name!r} computes its weight from others: coefficient="auto" '
@@ -263,7 +274,7 @@ class Regularizer:
     def values(self) -> dict[str, float]:
         """Compute each selected layer's penalty, without the coefficient, for logging.
 
-        Of layers that it cannot act on the constant value, 0 for a penalty on real inputs.
+        A layer that the penalty cannot act on has its constant value; 0 if that depends on inputs.
         """
         read = [layer for layer in self.layers if layer in self._acting or not self.penalty.windows]
         values = self.penalty.values([self._bank(layer, *self._read(layer)) for layer in read])
@@ -279,9 +290,17 @@ class Regularizer:
         return {"steps": self.steps, "coefficient": self._coefficient.found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.steps = int(state["steps"])
-        self._coefficient.found = state.get("coefficient")
+        """Go on from a checkpoint.
+
+        Raises:
+            ConvsimError: If it is no state of a regularizer.
+        """
+        steps, found = state.get("steps"), state.get("coefficient")
+        if not isinstance(steps, int) or not (found is None or 0 < found < math.inf):
+            raise ConvsimError(
+                f"This is no state of a regularizer: {state!r}. Give what state_dict() returned."
+            )
+        self.steps, self._coefficient.found = steps, found
 
     def __repr__(self) -> str:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"

@@ -121,13 +121,14 @@ def norm(tensors: Sequence[Tensor], shares: Iterable[Share | None] = repeat(None
 
 
 def _norm(tensor: Tensor, share: Share | None) -> Tensor:
-    own: Any = torch.linalg.vector_norm(tensor.detach().float())
+    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
+    own: Any = torch.linalg.vector_norm(tensor.detach().to(exact))
     if is_sharded(own):
         own = own.full_tensor()
     if share is not None:
-        squared = own.double().square()
+        squared = own.square()
         torch.distributed.all_reduce(squared, group=share.ranks)
-        own = squared.sqrt().to(own)
+        own = squared.sqrt()
     return own  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ Shape suffixes: N images, G groups, C channels (of a group, in windows), S windo
 from __future__ import annotations
 
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -176,9 +176,13 @@ def _table(axis: _Axis) -> Tensor:
 
 
 def spread(count: int, total: int) -> Tensor:
-    """Choose `count` of `total` indices, or all, evenly and without a period."""
-    if total <= 4 * count:
-        count = min(count, total)
-        return torch.arange(count, device="cpu") * total // max(1, count)
-    steps = torch.arange(count, dtype=torch.float64, device="cpu") * _GOLDEN
-    return ((steps % 1) * total).long()  # golden-section steps, at least 0.38·total/count apart
+    """Choose `count` of `total` indices, or all, evenly: also by row, by column and by image.
+
+    Steps of the golden section that share no divisor with `total`, and so none with a map's sides.
+    """
+    if total <= count:
+        return torch.arange(total, device="cpu")
+    step = round(_GOLDEN * total)
+    while gcd(step, total) > 1:
+        step += 1
+    return torch.arange(count, device="cpu") * step % total

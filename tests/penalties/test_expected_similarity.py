@@ -9,7 +9,7 @@ from torch import nn
 import convsim
 from convsim import ConvsimError, ExpectedSimilarity, Regularizer
 from convsim.kernels import conv_layers
-from convsim.windows import ALL, sample_windows
+from convsim.windows import ALL, sample_windows, spread
 
 LAYERS = [  # every kind of convolution, its input
     (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9, 8)),
@@ -140,6 +140,20 @@ def test_it_takes_a_sample_whose_size_does_not_grow_with_the_batch():
     model.eval()
     model(torch.randn(2, 3, 16, 16))
     assert regularizer._seen.inputs["0"] is sampled
+
+
+@pytest.mark.parametrize("count", [1024, 4096])
+@pytest.mark.parametrize(
+    "shape", [(256, 4, 4), (64, 8, 8), (16, 16, 16), (128, 32, 32), (100, 7, 7), (3, 33, 31)]
+)
+def test_the_sample_is_even_over_images_rows_and_columns(shape, count):
+    images, height, width = shape
+    chosen = spread(count, images * height * width)
+    assert len(chosen.unique()) == len(chosen) == min(count, images * height * width)
+    places = (chosen // (height * width), chosen // width % height, chosen % width)
+    for place, size in zip(places, shape, strict=True):
+        share = torch.bincount(place, minlength=size) * size / len(chosen)
+        assert 0.7 < share.min() <= share.max() < 1.3
 
 
 def test_what_is_missing_or_wrong_is_named():
