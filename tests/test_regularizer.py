@@ -258,6 +258,48 @@ def test_auto_adds_nothing_where_nothing_is_left_or_the_step_is_lost():
     assert alone.backward_() == 0
 
 
+def test_auto_weighs_by_the_layers_that_the_loss_reached():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    regularizer = Regularizer(model, "crossed", coefficient="auto")
+    model[0](torch.randn(2, 3, 9, 9)).square().mean().backward()
+    loss = model[0].weight.grad.clone()
+    regularizer.backward_()
+    added = model[0].weight.grad - loss
+    assert added.norm().item() == pytest.approx(loss.norm().item(), rel=1e-4)
+    assert model[1].weight.grad.any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e15])
+def test_auto_serves_a_loss_of_any_scale(scale):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    regularizer = Regularizer(model, "crossed", coefficient="auto")
+    (scale * model(torch.randn(2, 3, 9, 9)).square().mean()).backward()
+    loss = model[0].weight.grad.clone()
+    regularizer.backward_()
+    added = (model[0].weight.grad - loss).double().norm().item()
+    assert added == pytest.approx(loss.double().norm().item(), rel=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch 2.10 is the first")
+def test_a_gradient_of_another_dtype_than_its_weight_is_kept():
+    layer = nn.Conv2d(3, 4, 3)
+    layer.weight.grad_dtype = torch.bfloat16
+    layer.weight.grad = torch.zeros_like(layer.weight, dtype=torch.bfloat16)
+    Regularizer(layer, "crossed").backward_()
+    assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("state", [{}, {"steps": 1, "coefficient": math.nan}, {"steps": "1"}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(convsim.ConvsimError, match="This is no state of a regularizer"):
+        Regularizer(nn.Conv2d(3, 4, 3), "crossed").load_state_dict(state)
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(convsim.ConvsimError, match="reduction must be 'mean' or 'sum'; got 'max'"):
+        convsim.penalties.CosineOrthogonality(reduction="max")
+
+
 def test_a_layer_whose_weight_is_frozen_is_left_out():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     model[0].weight.requires_grad_(False)

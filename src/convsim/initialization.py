@@ -78,12 +78,9 @@ def initialize_(
         >>> all(values[-1] < values[0] for values in history.values.values())
         True
     """
-    if not isinstance(steps, int) or steps < 0:
-        raise ConvsimError(f"steps must be an integer ≥ 0; got {steps!r}.")
-    if not isinstance(lr, int | float) or not math.isfinite(lr) or lr <= 0:
-        raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
     chosen = preset(penalty)
     minimised = chosen.initialization or chosen.penalty
+    _check_options(steps, lr, minimised)
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
     banks: dict[str, KernelBank] = {}
     write: dict[str, Callable[[Tensor], None]] = {}
@@ -91,6 +88,8 @@ def initialize_(
         for layer in conv_layers(model, layers, frozen=False):
             bank = layer.bank()
             if minimised.acts_on(bank):
+                if steps:
+                    layer.require_writable()
                 banks[layer.name] = bank.with_filters(bank.filters.clone())
                 write[layer.name] = layer.set_weight
     if not banks:
@@ -129,10 +128,22 @@ def initialize_(
             else 1.0
             for name, bank in banks.items()
         }
-        for name, bank in banks.items():
+        for name, bank in banks.items() if steps else ():
             write[name](bank.to_weight(bank.filters))
     columns = zip(*history, strict=True)
     return InitializationHistory(dict(zip(banks, columns, strict=True)), ratio)
+
+
+def _check_options(steps: int, lr: float, minimised: Penalty) -> None:
+    if not isinstance(steps, int) or steps < 0:
+        raise ConvsimError(f"steps must be an integer ≥ 0; got {steps!r}.")
+    if not isinstance(lr, int | float) or not math.isfinite(lr) or lr <= 0:
+        raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
+    if minimised.windows:
+        raise ConvsimError(
+            f"{minimised} needs what layers read, and there are no images before training. Take a "
+            'penalty on the kernels alone, such as "recommended" or "crossed".'
+        )
 
 
 def _norms(filters_GMCk: Tensor) -> Tensor:

@@ -67,7 +67,13 @@ def _bank(name: str, module: nn.Module) -> KernelBank:
 def watching(model: nn.Module, probes: Iterable[Probe], look: Look) -> Iterator[None]:
     """Call `look` on every probe's output; in ``eval()`` mode, without gradients."""
 
-    def hook(probe: Probe, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def hook(
+        probe: Probe,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
         spatial = len(probe.bank.kernel) if probe.bank is not None else None
         is_maps = isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 2
         if not is_maps or spatial not in (None, output.dim() - 2):
@@ -78,12 +84,12 @@ def watching(model: nn.Module, probes: Iterable[Probe], look: Look) -> Iterator[
                 "batches, or leave the module out."
             )
         with full_precision(output):
-            look(probe, inputs, output.detach())
+            look(probe, (*args, *kwargs.values()), output.detach())
 
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack, torch.no_grad():
         for probe in probes:
-            handle = probe.module.register_forward_hook(partial(hook, probe))
+            handle = probe.module.register_forward_hook(partial(hook, probe), with_kwargs=True)
             stack.callback(handle.remove)
         for module, mode in modes.items():
             stack.callback(setattr, module, "training", mode)

@@ -23,7 +23,7 @@ def rank_correlation(a_n: Tensor, b_n: Tensor) -> float:
         return float("nan")
     a, b = (_ranks(values[both]) for values in (a_n, b_n))
     a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / (a.norm() * b.norm()))
+    return float((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
 
 
 def _ranks(values_n: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -56,6 +57,14 @@ def before_every_step(
     return optimizer.register_step_pre_hook(hook)
 
 
+def grad_scale(scaler: Any, optimizer: Any) -> float:
+    """Tell what an optimizer's gradients are still multiplied by: a GradScaler's scale, or 1."""
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    stage = scaler._per_optimizer_states[id(optimizer)]["stage"]
+    return float(scaler.get_scale()) if stage is OptState.READY else 1.0
+
+
 def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
     """Tell whether an optimizer steps the layers' weights: all of them, or none.
 
@@ -75,7 +84,7 @@ def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
 
 def _inner(optimizer: Any) -> Optimizer:
     """Find the optimizer of torch inside a framework's wrapper: the one that calls hooks."""
-    while not getattr(type(optimizer).step, "hooked", False):
+    while not getattr(getattr(type(optimizer), "step", None), "hooked", False):
         inner = next((getattr(optimizer, n) for n in _WRAPPED if hasattr(optimizer, n)), None)
         if inner is None:
             raise ConvsimError(

@@ -174,7 +174,7 @@ def accelerate(model, setting):
             optimizer.zero_grad()
 
 
-def lightning(model, setting):
+def lightning(model, setting, callback=None):
     class Module(LightningModule):
         def __init__(self):
             super().__init__()
@@ -189,7 +189,8 @@ def lightning(model, setting):
     precision = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     trainer = Trainer(
         max_steps=STEPS, accumulate_grad_batches=setting.accumulate, accelerator="cpu",
-        callbacks=[RegularizerCallback(setting.penalty)], precision=precision[setting.precision],
+        callbacks=[callback or RegularizerCallback(setting.penalty)],
+        precision=precision[setting.precision],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         logger=False,
     )  # fmt: skip

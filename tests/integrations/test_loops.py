@@ -6,6 +6,9 @@ import torch
 from loops import Network, Setting, distance, trained
 
 from convsim import ConvsimError, Regularizer
+from convsim.integrations.lightning import RegularizerCallback
+from convsim.penalties import CosineOrthogonality
+from convsim.stepping import grad_scale
 
 LOOPS = [
     loops.attached, loops.attached_fused, loops.attached_with_closure, loops.in_the_loss,
@@ -80,6 +83,36 @@ def test_hugging_face_says_what_it_cannot_do():
             Network(), Setting(), [transformers.RegularizerTrainerMixin],
             regularizer=Regularizer(Network()),
         )  # fmt: skip
+
+
+def test_what_gradients_are_still_multiplied_by():
+    model = Network()
+    optimizer = loops.optimizer_of(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    assert grad_scale(None, optimizer) == 1
+    assert grad_scale(torch.amp.GradScaler("cpu", enabled=False), optimizer) == 1
+    scaler.scale(model(torch.randn(2, 3, 8, 8)).sum()).backward()
+    assert grad_scale(scaler, optimizer) == 256  # as a fused optimizer's, until its step
+    scaler.unscale_(optimizer)
+    assert grad_scale(scaler, optimizer) == 1
+
+
+def test_a_second_fit_keeps_what_auto_found():
+    class Own(CosineOrthogonality):
+        __repr__ = object.__repr__
+
+    callback = RegularizerCallback(Own(), coefficient="auto")
+    model, found = Network(), []
+    for _ in range(2):
+        loops.lightning(model, Setting(), callback=callback)
+        found.append(callback.regularizer.coefficient)
+    assert found[0] == found[1] > 0
+    checkpoint = {}
+    callback.on_save_checkpoint(None, None, checkpoint)
+    later = RegularizerCallback(Own(), coefficient="auto")
+    later.on_load_checkpoint(None, None, checkpoint)
+    later.on_fit_start(None, torch.nn.ModuleDict({"model": model}))
+    assert later.regularizer.coefficient == found[0]
 
 
 def test_what_auto_found_is_in_a_hugging_face_checkpoint(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_without_centring_it_is_expected_similarity():
 def test_gradient_is_right_and_both_routes_give_it(centered):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3, groups=1)).double()
-    regularizer = Regularizer(model, ExpectedSimilarity(50, centered=centered))
+    regularizer = Regularizer(model, ExpectedSimilarity(samples=50, centered=centered))
     model(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     regularizer().backward()
     expected = [p.grad for p in model.parameters() if p.grad is not None]
@@ -161,7 +161,7 @@ def test_what_is_missing_or_wrong_is_named():
     regularizer = Regularizer(model, "data-aware")
     with pytest.raises(ConvsimError, match=r"Layer '0' has read no input yet.*forward pass"):
         regularizer()
-    with pytest.raises(ConvsimError, match=r"through convsim\.Regularizer"):
+    with pytest.raises(ConvsimError, match="there are no images before training"):
         convsim.initialize_(model, "data-aware")
     with pytest.raises(ConvsimError, match=r"samples must be an integer ≥ 2; got 1\."):
         ExpectedSimilarity(samples=1)

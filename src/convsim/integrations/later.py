@@ -40,8 +40,14 @@ class RegularizerLater:
     def begin(self, model: nn.Module, states: dict[str, Any]) -> None:
         """Find the layers of a model, once it is on its device, and go on from a checkpoint's."""
         self.end()
-        self.regularizer = self._make(model)
-        if (key := _key(self.regularizer)) in states:
+        before, self.regularizer = self.regularizer, self._make(model)
+        if before is not None and _modules(before) == _modules(self.regularizer):
+            self.regularizer.load_state_dict(before.state_dict())  # the same training goes on
+        self.load_from(states)
+
+    def load_from(self, states: dict[str, Any]) -> None:
+        """Take the state out of a checkpoint's, if it is there."""
+        if self.regularizer is not None and (key := _key(self.regularizer)) in states:
             self.regularizer.load_state_dict(states[key])
 
     def save_to(self, states: dict[str, Any]) -> None:
@@ -57,4 +63,10 @@ class RegularizerLater:
 
 def _key(regularizer: Regularizer) -> str:
     """Tell regularizers of one training apart, the same way when it resumes."""
-    return f"{regularizer.penalty} on {', '.join(layer.name for layer in regularizer.layers)}"
+    kind = type(regularizer.penalty)
+    penalty = kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(regularizer.penalty)
+    return f"{penalty} on {', '.join(layer.name for layer in regularizer.layers)}"
+
+
+def _modules(regularizer: Regularizer) -> list[nn.Module]:
+    return [layer.module for layer in regularizer.layers]

@@ -9,16 +9,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from convsim.integrations.later import RegularizerLater
 from convsim.penalties import ActivationPenalty
-from convsim.stepping import steps_them
+from convsim.stepping import grad_scale, steps_them
 
 
 class RegularizerCallback(RegularizerLater, Callback):
     """Add a penalty's closed-form gradient before every optimizer step.
 
-    Once per optimizer step whatever the gradient accumulation, after mixed precision's unscaling
-    and before gradient clipping; of several optimizers, at the steps of the one that all selected
-    layers belong to. A penalty on feature maps ("decov") enters the loss instead. The coefficient's
-    schedule counts epochs. The mean penalty of each epoch is logged as ``convsim/penalty``. The
+    Once per optimizer step whatever the gradient accumulation, whether mixed precision has unscaled
+    by then or not, and before gradient clipping; of several optimizers, at the steps of the one
+    that all selected layers belong to. A penalty on feature maps ("decov") enters the loss instead.
+    The coefficient's schedule counts epochs. The mean penalty of each epoch is logged as
+    ``convsim/penalty``. The
     arguments are those of `RegularizerLater`.
 
     Raises:
@@ -43,8 +44,9 @@ class RegularizerCallback(RegularizerLater, Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the states until the layers are known."""
+        """Take the state, or keep all until the layers are known; FSDP restores after that."""
         self._states = checkpoint.get("convsim", {})
+        self.load_from(self._states)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model's forward passes alone again."""
@@ -80,7 +82,8 @@ class RegularizerCallback(RegularizerLater, Callback):
             return
         if len(trainer.optimizers) > 1 and not steps_them(optimizer, self.regularizer.layers):
             return
-        _log(pl_module, self.regularizer.backward_())
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        _log(pl_module, self.regularizer.backward_(grad_scale(scaler, optimizer)))
 
 
 def _log(module: LightningModule, value: torch.Tensor) -> None:

@@ -11,15 +11,17 @@ from convsim.errors import ConvsimError
 from convsim.integrations.later import RegularizerLater
 from convsim.penalties import ActivationPenalty, preset
 from convsim.regularizer import Regularizer
+from convsim.stepping import grad_scale
 
 
 class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
     """Add a penalty's gradient before every optimizer step of a Trainer; no subclass is needed.
 
-    Once per optimizer step whatever the gradient accumulation, after mixed precision's unscaling.
-    Trainer clips gradients before its callbacks are asked, so the penalty's gradient is not
-    clipped. The coefficient's schedule counts epochs. The last value is logged as
-    ``convsim_penalty``. The arguments are those of `RegularizerLater`.
+    Once per optimizer step whatever the gradient accumulation and mixed precision. Trainer clips
+    gradients before its callbacks are asked, so the penalty's gradient is not clipped. The
+    coefficient's schedule counts epochs, as Trainer's own ``state.epoch`` does. The last value is
+    logged as ``convsim_penalty``, and seen by callbacks that come after this one. The arguments are
+    those of `RegularizerLater`.
 
     Raises:
         ConvsimError: For a penalty on feature maps ("decov"), which has to enter the loss.
@@ -53,7 +55,10 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
     ) -> None:
         """Add the gradient."""
         if self.regularizer is not None:
-            self._value = self.regularizer.backward_()
+            optimizer = kwargs.get("optimizer")
+            scaler = getattr(optimizer, "scaler", None)  # Accelerate's wrapper holds both
+            scale = grad_scale(scaler, getattr(optimizer, "optimizer", optimizer))
+            self._value = self.regularizer.backward_(scale)
             self.save_to(_states(state))
 
     def on_log(
@@ -61,7 +66,8 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
     ) -> None:
         """Log the last value."""
         if self._value is not None and "loss" in (kwargs.get("logs") or {}):
-            kwargs["logs"]["convsim_penalty"] = self._value.item()
+            for logged in (kwargs["logs"], *state.log_history[-1:]):
+                logged["convsim_penalty"] = self._value.item()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

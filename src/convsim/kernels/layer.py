@@ -84,12 +84,8 @@ class ConvLayer:
             ConvsimError: If the layer's forward makes its own weight, or the parametrization has no
                 right inverse.
         """
+        self.require_writable()
         module: Any = self.module
-        if recomputes_weight(module):
-            raise ConvsimError(
-                f"Layer {self.name!r} ({type(module).__name__}): its forward makes the weight that "
-                "convolves, which cannot be written. Leave the layer out with layers=…."
-            )
         if not self.parametrized:
             own = module.weight
             weight = lay_out_like(weight, own) if is_sharded(own) else weight
@@ -103,6 +99,27 @@ class ConvLayer:
                 f"Layer {self.name!r}: its parametrization cannot be assigned to ({error}). Leave "
                 "the layer out with layers=…."
             ) from error
+
+    def require_writable(self) -> None:
+        """Refuse a weight that `set_weight` cannot write.
+
+        Raises:
+            ConvsimError: As `set_weight`.
+        """
+        module: Any = self.module
+        if recomputes_weight(module):
+            raise ConvsimError(
+                f"Layer {self.name!r} ({type(module).__name__}): its forward makes the weight that "
+                "convolves, which cannot be written. Leave the layer out with layers=…."
+            )
+        steps = module.parametrizations["weight"] if self.parametrized else ()
+        for step in steps:
+            if not hasattr(step, "right_inverse"):
+                raise ConvsimError(
+                    f"Layer {self.name!r}: its parametrization cannot be assigned to "
+                    f"({type(step).__name__} has no right_inverse). Leave the layer out with "
+                    "layers=…."
+                )
 
     def bank(self, weight: Tensor | None = None, share: Share | None = None) -> KernelBank:
         """See the layer's weight, another of its shape or this rank's share as groups of filters.

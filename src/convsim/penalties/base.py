@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class Penalty(ABC):
     """
 
     reduction: LayerReduction = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in get_args(LayerReduction):
+            raise ConvsimError(f"reduction must be 'mean' or 'sum'; got {self.reduction!r}.")
 
     @property
     def windows(self) -> int:

@@ -52,6 +52,7 @@ class ExpectedSimilarity(Penalty):
     centered: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_samples(self.samples)
 
     @property

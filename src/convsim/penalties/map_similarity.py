@@ -31,6 +31,7 @@ class MapSimilarity(ActivationPenalty):
     samples: int = 4096
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_samples(self.samples)
 
     def maps_value(self, maps: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class OrthoReg(Penalty):
     reduction: LayerReduction = "sum"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sharpness > 0:
             raise ConvsimError(f"sharpness is λ > 0; got {self.sharpness!r}.")
 
