@@ -414,3 +414,42 @@ def test_a_second_derivative_is_right():
     (gradient,) = torch.autograd.grad(value, model.weight, create_graph=True)
     (expected,) = torch.autograd.grad(gradient.square().sum(), model.weight)
     torch.testing.assert_close(actual, expected)
+
+
+def test_an_attached_regularizer_is_not_added_twice():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, "crossed").attach(optimizer)
+    for call in (regularizer, regularizer.backward_):
+        with pytest.raises(convsim.ConvsimError, match="it would count twice"):
+            call()
+    optimizer.step()
+    regularizer.remove()
+    assert regularizer() > 0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_a_scale_that_is_none_is_refused(scale):
+    with pytest.raises(convsim.ConvsimError, match="scale must be a finite number > 0"):
+        Regularizer(nn.Conv2d(3, 4, 3), "crossed").backward_(scale)
+
+
+def test_an_empty_batch_changes_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    regularizer = Regularizer(model)
+    model(torch.randn(2, 3, 8, 8))
+    before = regularizer()
+    model(torch.zeros(0, 3, 8, 8))
+    assert regularizer() == before
+
+
+def test_what_is_no_optimizer_or_filter_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for wrong in (None, "sgd", torch.optim.lr_scheduler.ConstantLR(optimizer)):
+        with pytest.raises(convsim.ConvsimError, match="takes the optimizer that steps the model"):
+            Regularizer(model, "crossed").attach(wrong)
+    with pytest.raises(convsim.ConvsimError, match="Layers are chosen by name patterns"):
+        Regularizer(model, layers=model[0])
+    with pytest.raises(convsim.ConvsimError, match="takes an iterable of batches"):
+        convsim.measure(model, torch.randn(2, 3, 8, 8))

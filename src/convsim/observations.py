@@ -49,6 +49,8 @@ class Observations:
 
         def keep_inputs(name: str, module: nn.Module, read: Tensor, _: Tensor) -> None:
             try:
+                if not read.numel():  # an empty batch
+                    return
                 with torch.inference_mode(False), torch.no_grad():
                     inputs[name] = sample_windows(module, outlines[id(module)], read, windows)
             except ConvsimError as error:
@@ -68,8 +70,10 @@ class Observations:
         if name not in self.inputs:
             raise ConvsimError(
                 f"Layer {name!r} has read no input yet. {self._penalty} takes that of the last "
-                "forward pass: call the regularizer after one, in train() mode. If the model is "
-                "compiled, make the regularizer before the compiled model first runs."
+                "forward pass: call the regularizer after one, in train() mode. Leave out a layer "
+                "that forward does not use, with layers=…. If the model is compiled, make the "
+                "regularizer before it first runs, and call torch._dynamo.reset() if another model "
+                "of its class was compiled without one."
             )
         return replace(bank, inputs=self.inputs[name].to(bank.filters))
 

@@ -79,6 +79,11 @@ def measure(
         >>> 0 < report.similarity < 1
         True
     """
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise ConvsimError(
+            "measure() takes an iterable of batches, such as [images]; got "
+            f"{type(batches).__name__}."
+        )
     chosen = probes(model, layers, modules)
     statistics: dict[str, PairStatistics] = {}
     autocorrelations = {

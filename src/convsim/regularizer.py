@@ -91,6 +91,7 @@ class Regularizer:
             self._refuse_auto()
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
+        self._attached = False
         self._leave_optimizer: Callable[[], object] = lambda: None
         self._seen = Observations(model, self._acting, self.penalty)
         if not self._acting:
@@ -131,9 +132,10 @@ class Regularizer:
                 f"{self.penalty} acts on feature maps and has to enter the loss: use "
                 "loss + regularizer() instead of attach()."
             )
-        handle = before_every_step(optimizer, self._acting, self.backward_)
+        handle = before_every_step(optimizer, self._acting, self._add_gradients)
         self._leave_optimizer()
         self._leave_optimizer = handle.remove
+        self._attached = True
         return self
 
     def remove(self) -> None:
@@ -142,6 +144,7 @@ class Regularizer:
         Dropping a regularizer that is not attached does so too.
         """
         self._leave_optimizer()
+        self._attached = False
         self._seen.close()
 
     @property
@@ -151,13 +154,14 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
+        self._refuse_twice()
         if self._coefficient.pending and self._acting:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
                 "regularizer() does not know. Use loss.backward(); regularizer.backward_()."
             )
         if not self._acting:
-            return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
+            return self._nothing()
         if isinstance(self.penalty, ActivationPenalty):
             maps = [self._seen.take_maps(layer.name) for layer in self._acting]
             values = [torch.stack([*map(self.penalty.maps_value, own)]).mean() for own in maps]
@@ -195,9 +199,18 @@ class Regularizer:
         Returns:
             coefficient · penalty, detached, as `__call__`; the mean over processes that read other
             images.
+
+        Raises:
+            ConvsimError: If the regularizer is attached to an optimizer, or scale is not above 0.
         """
+        self._refuse_twice()
+        return self._add_gradients(scale)
+
+    def _add_gradients(self, scale: float) -> Tensor:
+        if not 0 < scale < math.inf:
+            raise ConvsimError(f"scale must be a finite number > 0; got {scale!r}.")
         if not self._acting:
-            return self()
+            return self._nothing()
         self._settle_shards()
         with torch.enable_grad():
             weights, shares = zip(*(self._read(layer) for layer in self._acting), strict=True)
@@ -224,6 +237,16 @@ class Regularizer:
             if gradient is not None and not done:
                 add_gradient(weight, bank, gradient)
         return value * self.coefficient
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
+
+    def _refuse_twice(self) -> None:
+        if self._attached:
+            raise ConvsimError(
+                "The regularizer is attached to an optimizer, which adds the gradient before each "
+                "step: it would count twice. Call values() to look, or remove() first."
+            )
 
     def _settle_shards(self) -> None:
         """Make sure that gradients reach the shards that an optimizer holds."""

@@ -84,6 +84,10 @@ def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
 
 def _inner(optimizer: Any) -> Optimizer:
     """Find the optimizer of torch inside a framework's wrapper: the one that calls hooks."""
+    if not hasattr(optimizer, "param_groups"):
+        raise ConvsimError(
+            f"attach() takes the optimizer that steps the model; got {type(optimizer).__name__}."
+        )
     while not getattr(getattr(type(optimizer), "step", None), "hooked", False):
         inner = next((getattr(optimizer, n) for n in _WRAPPED if hasattr(optimizer, n)), None)
         if inner is None:

@@ -107,7 +107,7 @@ def _as_predicate(
         return lambda name, module: fnmatchcase(name, layers)
     if isinstance(layers, type):
         return lambda name, module: isinstance(module, layers)
-    if callable(layers):
+    if callable(layers) and not isinstance(layers, nn.Module):
         return layers
     if not isinstance(layers, Iterable):
         raise ConvsimError(
