@@ -14,6 +14,7 @@ import torch
 import convsim
 from convsim.cli import main
 from convsim.lab import files
+from convsim.lab.models import build_model
 from convsim.lab.records import read_records
 
 CONVSIM = [sys.executable, "-c", "from convsim.cli import main; main()"]
@@ -178,6 +179,18 @@ def test_measure_finds_too_much_similarity(run):
     answer = run(*measure, "--max-similarity", "0.1", code=1)
     assert "is above 0.1. The layers most alike: " in plain(answer.err)
     assert "similarity" in answer.out
+
+
+def test_measure_finds_a_dead_layer(run, tmp_path):
+    network = build_model("cnn", classes=10, channels=1, width=4)
+    torch.nn.init.zeros_(network[0].weight)
+    torch.save(network.state_dict(), tmp_path / "dead.pt")
+    measure = ["measure", "cnn", "--width", "4", "--data", "digits", "--images", "20"]
+    page = tmp_path / "new" / "page.html"
+    weights = ["--weights", tmp_path / "dead.pt", "--html", page]
+    answer = run(*measure, *weights, "--max-similarity", "0.9", code=1)
+    assert "All maps are zero in 0, " in plain(answer.err)
+    assert page.exists()
 
 
 def test_measure_without_any_pair_has_no_verdict(run):

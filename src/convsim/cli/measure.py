@@ -84,6 +84,8 @@ def measure_command(
 ) -> None:
     """Measure how much a model's feature maps repeat each other on a data set's test images."""
     earlier = None if before is None else _read(before)
+    for path in filter(None, (html, json)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
     dataset = load_dataset(data)
     dataset = dataset.subset(test=min(images, len(dataset.test_labels)))
     torch.manual_seed(0)
@@ -107,14 +109,14 @@ def measure_command(
         )  # fmt: skip
     report = replace(report, model=model)
     shown = report if earlier is None else earlier.compare(report)
-    if json is not None and str(json) != "-":
-        json.write_text(report.to_json(), encoding="utf-8")
-    if html is not None:
-        shown.save_html(html)
     if str(json) == "-":
         print(report.to_json())
     else:
         out.print(shown)
+    if json is not None and str(json) != "-":
+        json.write_text(report.to_json(), encoding="utf-8")
+    if html is not None:
+        shown.save_html(html)
     for path in filter(None, (html, json)):
         if str(path) != "-":
             say(f"wrote {path}")
@@ -123,12 +125,16 @@ def measure_command(
 
 
 def _judge(report: RedundancyReport, most: float) -> None:
-    """Exit with a finding if the model's maps are more alike than allowed."""
+    """Exit with a finding if the model's maps are more alike than allowed, or a layer is dead."""
     if math.isnan(report.similarity):
         raise ConvsimError(
             "No measured layer has two maps of two pixels or more, so there is no similarity to "
             "hold against --max-similarity. Measure other layers, or larger images with --size."
         )
+    silent = [layer.name for layer in report.layers if layer.dead == layer.filters]
+    if silent:
+        say(f"All maps are zero in {', '.join(silent)}: low similarity says nothing there.")
+        raise typer.Exit(FOUND)
     if report.similarity <= most:
         return
     defined = [layer for layer in report.layers if not math.isnan(layer.similarity)]
