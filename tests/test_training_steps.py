@@ -172,7 +172,7 @@ def test_a_model_that_was_compiled_and_run_before_is_refused():
     run(images())
     regularizer = Regularizer(model)
     run(images())
-    with pytest.raises(ConvsimError, match="before the compiled model first runs"):
+    with pytest.raises(ConvsimError, match="make the regularizer before it first runs"):
         regularizer()
 
 

@@ -110,9 +110,9 @@ class Regularizer:
         ``regularizer = Regularizer(model).attach(optimizer)`` is all there is to do. The penalty's
         gradient comes last: after accumulation, the averaging over ranks, a GradScaler's unscaling
         (and not in steps that it skips) and clipping, of which it is no part; where torch's
-        optimizers add their weight decay too. A closure given to ``step`` is followed each time it
-        is called, and its loss has the penalty added. To have the penalty clipped with the loss,
-        call `backward_` yourself before clipping.
+        optimizers add their weight decay too. Do not add it to the loss as well. A closure given to
+        ``step`` is followed each time it is called, and its loss has the penalty added. To have the
+        penalty clipped with the loss, call `backward_` yourself before clipping.
 
         The optimizer keeps the regularizer until `remove`; attaching it again moves it.
 
@@ -154,7 +154,6 @@ class Regularizer:
 
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
-        self._refuse_twice()
         if self._coefficient.pending and self._acting:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
@@ -203,7 +202,11 @@ class Regularizer:
         Raises:
             ConvsimError: If the regularizer is attached to an optimizer, or scale is not above 0.
         """
-        self._refuse_twice()
+        if self._attached:
+            raise ConvsimError(
+                "The regularizer is attached to an optimizer, which adds the gradient before each "
+                "step: it would count twice. Call values() to look, or remove() first."
+            )
         return self._add_gradients(scale)
 
     def _add_gradients(self, scale: float) -> Tensor:
@@ -241,13 +244,6 @@ class Regularizer:
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
 
-    def _refuse_twice(self) -> None:
-        if self._attached:
-            raise ConvsimError(
-                "The regularizer is attached to an optimizer, which adds the gradient before each "
-                "step: it would count twice. Call values() to look, or remove() first."
-            )
-
     def _settle_shards(self) -> None:
         """Make sure that gradients reach the shards that an optimizer holds."""
         for layer in self._acting:
@@ -264,16 +260,18 @@ class Regularizer:
         self, banks: list[KernelBank], gradients: list[Tensor | None], value: Tensor, scale: float
     ) -> None:
         """Weigh the penalty by the layers that the loss has reached."""
-        modules: list[Any] = [layer.module for layer in self._acting]
+        weights: list[Any] = [layer.module.weight for layer in self._acting]
         reached = [
-            (module.weight.grad, gradient, bank)
-            for module, gradient, bank in zip(modules, gradients, banks, strict=True)
-            if gradient is not None and module.weight.grad is not None
+            # Not by the penalty's gradient: a rank without filters of a layer has none, and the
+            # ranks must ask for the same norms.
+            (weight.grad, value.new_zeros(()) if own is None else own, bank)
+            for weight, own, bank in zip(weights, gradients, banks, strict=True)
+            if weight.requires_grad and weight.grad is not None
         ]
         if reached:
             losses, own, their_banks = zip(*reached, strict=True)
             self._coefficient.find(losses, own, their_banks, value, scale)
-        elif any(gradient is not None for gradient in gradients):
+        elif any(weight.requires_grad for weight in weights):
             raise ConvsimError(
                 'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
                 "regularizer.backward_()."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from convsim.errors import ConvsimError
@@ -84,11 +85,11 @@ def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
 
 def _inner(optimizer: Any) -> Optimizer:
     """Find the optimizer of torch inside a framework's wrapper: the one that calls hooks."""
-    if not hasattr(optimizer, "param_groups"):
+    if not hasattr(optimizer, "step") or isinstance(optimizer, LRScheduler):
         raise ConvsimError(
             f"attach() takes the optimizer that steps the model; got {type(optimizer).__name__}."
         )
-    while not getattr(getattr(type(optimizer), "step", None), "hooked", False):
+    while not getattr(type(optimizer).step, "hooked", False):
         inner = next((getattr(optimizer, n) for n in _WRAPPED if hasattr(optimizer, n)), None)
         if inner is None:
             raise ConvsimError(

@@ -62,7 +62,6 @@ class Bookkeeping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed the epoch, which a resume repeats."""
-        self.steps += 1
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
             seed = self.run.seed * 1_000_003 + trainer.current_epoch
             torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
@@ -72,6 +71,10 @@ class Bookkeeping(Callback):
         if trainer.world_size > 1:
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count the step."""
+        self.steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the scores, save, report."""

@@ -131,7 +131,7 @@ def _train(
                 ckpt_path=checkpoint if resumed else None,
                 weights_only=True,
             )  # fmt: skip
-        except ConvsimError:
+        except (ConvsimError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if checkpoint is None or not resumed or bookkeeping.steps:
