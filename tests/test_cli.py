@@ -254,3 +254,13 @@ def test_without_the_extra_the_install_command_is_named():
     )
     assert answer.returncode == 1
     assert "pip install 'convsim[lab]'" in answer.stderr
+
+
+def test_help_does_not_wait_for_lightning():
+    look = CONVSIM[2].replace("main()", "sys.argv[1:] = ['train', '--help']; main()")
+    code = f"import atexit, sys; atexit.register(lambda: print('lightning' in sys.modules)); {look}"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.rstrip().endswith("False")
+    assert "--epochs" in plain(answer.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 from convsim import __version__
 from convsim.errors import MissingExtraError, require
@@ -14,8 +15,9 @@ def main() -> None:
         print(__version__)
         sys.exit(0)
     try:
-        for module in ("typer", "lightning.pytorch"):
-            require(module, "lab")
+        for module in ("typer", "lightning"):
+            if find_spec(module) is None:  # not imported to know: Lightning takes seconds
+                require(module, "lab")
     except MissingExtraError as error:
         sys.exit(f"Error: {error}")
     from convsim.cli.app import run  # noqa: PLC0415 - needs the extra

@@ -33,7 +33,6 @@ from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
-from convsim.lab.training import train
 from convsim.visible import visible
 
 
@@ -109,6 +108,8 @@ def train_command(
     prints the results as JSON. Under torchrun, processes share every batch and the first writes.
     """
     from safetensors.torch import save  # noqa: PLC0415
+
+    from convsim.lab.training import train  # noqa: PLC0415 - Lightning takes seconds to import
 
     chosen = parse_method(method)
     if len(chosen.coefficients) > 1:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from convsim.errors import NonFiniteError
+from convsim.lab.datasets import pixel_statistics
 from convsim.lab.runs import Recipe
 
 
@@ -81,13 +82,6 @@ class Classifier(LightningModule):
                 f"{self.global_step}. Training stopped; the last good checkpoint is kept. Lower "
                 f"the learning rate (now {self.recipe.lr}) or the penalty's coefficient."
             )
-
-
-def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W)."""
-    pixels = images.float().transpose(0, 1).flatten(1)
-    shape = (1, -1, 1, 1)
-    return pixels.mean(1).view(shape), pixels.std(1).clamp(min=1e-3).view(shape)
 
 
 @torch.no_grad()

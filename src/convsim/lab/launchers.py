@@ -18,7 +18,6 @@ from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
 from convsim.lab.records import Record, environment
 from convsim.lab.runs import Recipe, Run
-from convsim.lab.training import train
 
 Trained = Generator[tuple[Run, Record], None, None]
 Launcher = Callable[[Sequence[Run], Path, int], Trained]
@@ -35,6 +34,8 @@ def checkpoints(folder: Path, run: Run) -> Path:
 
 def train_one(run: Run, folder: Path) -> Record:
     """Train a run of the grid in `folder`; a candidate of tuning that diverges scores 0."""
+    from convsim.lab.training import train  # noqa: PLC0415 - Lightning takes seconds to import
+
     try:
         return train(run, checkpoints(folder, run))[1]
     except NonFiniteError as error:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.lab.classifier import pixel_statistics
-from convsim.lab.datasets import ImageData
+from convsim.lab.datasets import ImageData, pixel_statistics
 from convsim.redundancy import measure
 from convsim.report import RedundancyReport
 

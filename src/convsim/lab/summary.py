@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from convsim.errors import ConvsimError
 from convsim.lab.methods import Coefficient
@@ -37,7 +37,7 @@ class Estimate:
             Estimate(mean=2.0, half_width=2.48..., values=(1.0, 2.0, 3.0))
         """
         n = len(values)
-        half = student.ppf(0.975, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+        half = stdtrit(n - 1, 0.975) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
         return Estimate(fmean(values), float(half), tuple(values))
 
 

@@ -206,3 +206,10 @@ def _fingerprint(data: ImageData) -> str:
         digest.update(f"{values.dtype.name}{values.shape}".encode())
         digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W)."""
+    pixels = images.float().transpose(0, 1).flatten(1)
+    shape = (1, -1, 1, 1)
+    return pixels.mean(1).view(shape), pixels.std(1).clamp(min=1e-3).view(shape)
