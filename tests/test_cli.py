@@ -66,7 +66,9 @@ def test_train_writes_weights_and_record(run, tmp_path):
     again = run("train", "digits", "--out", tmp_path, "--method", "recommended@0.5", *TINY)
     assert json.loads(again.out)["test_accuracy"] == result["test_accuracy"]
     other = run("train", "digits", "--out", tmp_path, "--method", "none", *TINY, code=2)
-    assert "belongs to a run with another configuration" in plain(other.err)
+    assert "method.name recommended, not none; method.regularizer recommended, not None" in plain(
+        other.err
+    )
     assert other.out == ""
 
 
@@ -235,6 +237,7 @@ def test_measure_models_of_libraries(run, tmp_path, monkeypatch):
         (["train", "digits", "--out", "x", "--train-images", "5000"], 2, "5000"),
         (["train", "digits", "--out", "x", "--norm", "layer"], 2, "'layer' is not one of"),
         (["train", "digits", "--out", "x", "--lr", "1e30", *TINY], 3, "became"),
+        (["compare", "digits", "--out", "x", "--method", "authors-"], 2, "Did you mean"),
         (["fly"], 2, "No such command 'fly'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -28,6 +30,17 @@ class MissingExtraError(ConvsimError, ImportError):
 
 class ConvsimWarning(UserWarning):
     """Base of every warning that convsim gives."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence, with a space before it, on the known names close to one that is not.
+
+    Example:
+        >>> did_you_mean("recomended", ["none", "recommended"])
+        " Did you mean 'recommended'?"
+    """
+    close = difflib.get_close_matches(name, [*known])
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1125,8 +1125,11 @@ CHECKPOINTS: dict[str, Any] = {
     "a bytearray of 64 GB": lambda: pickled(b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R"),
     "a list": lambda: saved([1]),
     "no callbacks": edited(lambda s: s.pop("callbacks")),
-    "another run's": edited(lambda s: s["callbacks"]["Bookkeeping"].update(key="0" * 16)),
-    "no key": edited(lambda s: s["callbacks"]["Bookkeeping"].pop("key")),
+    "another run's": edited(lambda s: s["callbacks"]["Bookkeeping"]["configuration"].update(seed=9)),
+    "no configuration": edited(lambda s: s["callbacks"]["Bookkeeping"].pop("configuration")),
+    "a configuration that is text": edited(
+        lambda s: s["callbacks"]["Bookkeeping"].update(configuration="abc")
+    ),
     "a curve that is text": edited(lambda s: s["callbacks"]["Bookkeeping"].update(curve="abc")),
     "a curve of text": edited(lambda s: curve_of(s)[0].update(accuracy="high")),
     "a curve without accuracy": edited(lambda s: curve_of(s)[0].pop("accuracy")),

@@ -165,7 +165,7 @@ def test_foreign_and_corrupt_checkpoints_are_refused(digits, tmp_path):
     run = Run(METHODS["none"], 0, TINY, digits)
     with pytest.raises(Killed):
         train(run, tmp_path, kill_after(1))
-    with pytest.raises(ConvsimError, match="belongs to a run with another configuration"):
+    with pytest.raises(ConvsimError, match=r"another configuration: seed 0, not 1\. Resume"):
         train(Run(METHODS["none"], 1, TINY, digits), tmp_path)
     checkpoint = tmp_path / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
@@ -204,7 +204,7 @@ def test_the_optimizer_is_the_one_asked_for(digits, optimizer, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "Unknown method 'best'; the methods are none, recommended"),
+        ("best", "Unknown method 'best'. The methods are none, recommended"),
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),

@@ -203,7 +203,7 @@ def test_transposed_convolutions_have_no_convolutional_orthogonality():
     with pytest.raises(
         convsim.ConvsimError, match=r"not for transposed ones\. Leave the layer out"
     ):
-        convsim.Regularizer(model, "ocnn")()
+        convsim.Regularizer(model, "ocnn")
 
 
 def test_autocast_changes_nothing():

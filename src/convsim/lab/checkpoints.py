@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from convsim.errors import ConvsimError
 from convsim.lab.files import replacing
+from convsim.lab.records import Record
 from convsim.lab.runs import Run
 from convsim.lab.weights import read_checkpoint
 
@@ -89,7 +90,7 @@ class Bookkeeping(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps of this run."""
         return {
-            "key": self.run.key,
+            "configuration": self.run.configuration(),
             "curve": self.curve,
             "initialization_seconds": self.initialization_seconds,
         }
@@ -105,7 +106,7 @@ def finished_epochs(path: Path, run: Run) -> int:
     try:
         state = read_checkpoint(path)
         bookkeeping = state["callbacks"][Bookkeeping.__qualname__]
-        found, curve = bookkeeping["key"], bookkeeping["curve"]
+        found, curve = _options(bookkeeping["configuration"]), bookkeeping["curve"]
         for scores in curve:
             math.fsum([*scores.values(), *map(scores.__getitem__, _SCORES)])  # all are numbers
         float(bookkeeping["initialization_seconds"])
@@ -114,12 +115,23 @@ def finished_epochs(path: Path, run: Run) -> int:
             raise ValueError("more or fewer epochs than it says")  # noqa: TRY301
     except Exception as error:
         raise damaged(path, error) from error
-    if found != run.key:
+    wanted = _options(run.configuration())
+    if other := [key for key in found | wanted if found.get(key) != wanted.get(key)]:
+        told = "; ".join(f"{key} {found.get(key)}, not {wanted.get(key)}" for key in other)
         raise ConvsimError(
-            f"{path} belongs to a run with another configuration ({found}, not {run.key}). Resume "
-            "with the options it was started with, or choose another folder."
+            f"{path} belongs to a run with another configuration: {told}. Resume with the options "
+            "it was started with, or choose another folder."
         )
     return len(curve)
+
+
+def _options(configuration: Record) -> Record:
+    """Flatten a configuration: {"recipe": {"lr": 0.1}} to {"recipe.lr": 0.1}."""
+    flat: Record = {}
+    for name, value in configuration.items():
+        inner = _options(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): option for key, option in inner.items()}
+    return flat
 
 
 def damaged(path: Path, error: Exception) -> ConvsimError:

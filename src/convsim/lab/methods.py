@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, did_you_mean
 from convsim.penalties import PRESETS, ActivationPenalty
 
 Coefficient = float | Literal["auto"]
@@ -71,7 +71,10 @@ def parse_method(text: str) -> Method:
     """
     name, _, numbers = text.partition("@")
     if name not in METHODS:
-        raise ConvsimError(f"Unknown method {name!r}; the methods are {', '.join(METHODS)}.")
+        raise ConvsimError(
+            f"Unknown method {name!r}.{did_you_mean(name, METHODS)} The methods are "
+            f"{', '.join(METHODS)}."
+        )
     method = METHODS[name]
     if not numbers:
         return method

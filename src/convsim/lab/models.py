@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, did_you_mean
 from convsim.lab.libraries import LIBRARIES, library_model
 
 Norm = Literal["batch", "none"]
@@ -119,9 +118,9 @@ def build_model(
         return _wide_resnet28(style, classes, channels, width or 16, int(wide[1]))
     if name not in MODELS:
         known = [*MODELS, "wrn28-10", *(f"{library}:NAME" for library in LIBRARIES)]
-        close = difflib.get_close_matches(name, known)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ConvsimError(f"Unknown model {name!r}.{hint} The models are {', '.join(known)}.")
+        raise ConvsimError(
+            f"Unknown model {name!r}.{did_you_mean(name, known)} The models are {', '.join(known)}."
+        )
     default_width, build = MODELS[name]
     return build(style, classes, channels, width or default_width)
 

@@ -35,11 +35,7 @@ class ConvolutionalOrthogonality(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
-        if bank.transposed:
-            raise ConvsimError(
-                "ConvolutionalOrthogonality is defined for convolutions, not for transposed ones. "
-                "Leave the layer out with layers=…."
-            )
+        self.acts_on(bank)
         step = lag_steps(bank.stride, bank.dilation)
         padding = [(k - 1) // q * q for k, q in zip(bank.kernel, step, strict=True)]
         convolve = getattr(nn.functional, f"conv{len(bank.kernel)}d")
@@ -53,3 +49,12 @@ class ConvolutionalOrthogonality(Penalty):
                 total = total + overlap.square().sum() - trace.square().sum()
                 total = total + (trace - 1).square().sum()
         return total
+
+    def acts_on(self, bank: KernelBank) -> bool:
+        """Refuse a transposed convolution."""
+        if bank.transposed:
+            raise ConvsimError(
+                "ConvolutionalOrthogonality is defined for convolutions, not for transposed ones. "
+                "Leave the layer out with layers=…."
+            )
+        return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, did_you_mean
 from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
@@ -82,5 +82,6 @@ def preset(penalty: str | Penalty) -> Preset:
     if not isinstance(penalty, str) or penalty not in PRESETS:
         raise ConvsimError(
             f"penalty must be a Penalty or one of {', '.join(map(repr, PRESETS))}; got {penalty!r}."
+            f"{did_you_mean(str(penalty), PRESETS)}"
         )
     return PRESETS[penalty]
