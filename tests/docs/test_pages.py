@@ -9,6 +9,7 @@ import typer
 
 from blocks import BLOCK, run
 from convsim.cli.app import app
+from convsim.penalties import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -27,6 +28,14 @@ def text(page):
 )
 def test_the_code_of_a_page_runs(page):
     run(page)
+
+
+def test_the_table_of_penalties_says_what_the_presets_are():
+    page = text(ROOT / "docs" / "reference" / "penalties.md")
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert {name: float(coefficient) for name, coefficient in rows} == {
+        name: preset.coefficient for name, preset in PRESETS.items()
+    }
 
 
 def commands():

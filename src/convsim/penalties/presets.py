@@ -58,16 +58,16 @@ PRESETS = {
         coefficient=0.01,
         keep_norm=False,
     ),
-    # Rivals. Their coefficients are places to start tuning from, not results.
-    "cosine": Preset(CosineOrthogonality(), coefficient=3.0),
+    # Rivals, with the coefficients that experiments/05_accuracy chose for its small network.
+    "cosine": Preset(CosineOrthogonality(), coefficient=1e3),
     "soft": Preset(SoftOrthogonality(), coefficient=1e-3, keep_norm=False),
     "double-soft": Preset(DoubleSoftOrthogonality(), coefficient=1e-3, keep_norm=False),
-    "coherence": Preset(MutualCoherence(), coefficient=1e-2, keep_norm=False),
-    "srip": Preset(SpectralRestrictedIsometry(), coefficient=1e-2, keep_norm=False),
-    "ocnn": Preset(ConvolutionalOrthogonality(), coefficient=1e-3, keep_norm=False),
-    "orthoreg": Preset(OrthoReg(), coefficient=1e-3),
-    "decov": Preset(DeCov(), coefficient=1e-3),
-    "l2": Preset(SquaredNorm(), coefficient=5e-4, keep_norm=False),
+    "coherence": Preset(MutualCoherence(), coefficient=1e-3, keep_norm=False),
+    "srip": Preset(SpectralRestrictedIsometry(), coefficient=1e-3, keep_norm=False),
+    "ocnn": Preset(ConvolutionalOrthogonality(), coefficient=1e-4, keep_norm=False),
+    "orthoreg": Preset(OrthoReg(), coefficient=1e-2),
+    "decov": Preset(DeCov(), coefficient=1e-4),
+    "l2": Preset(SquaredNorm(), coefficient=3e-4, keep_norm=False),
 }
 
 
