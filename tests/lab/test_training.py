@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypat
     assert resumed_record["result"]["train_loss"] == record["result"]["train_loss"]
     took = resumed_record["result"]["initialization_seconds"]
     assert (took > 0) == (method == "recommended-both")
+
+
+def test_resume_is_exact_under_augmentation(digits, tmp_path):
+    run = Run(METHODS["none"], 5, replace(TINY, augment=True), digits)
+    whole, record = train(run)
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(1))
+    assert equal_models(whole, train(run, tmp_path)[0])
+    plain = train(replace(run, recipe=TINY))[1]
+    assert plain["result"]["train_loss"] != record["result"]["train_loss"]
+    assert record["configuration"]["recipe"]["augment"] is True
+
+
+def test_runs_keep_their_names_so_that_old_records_serve(digits):
+    assert Run(METHODS["none"], 0, Recipe(), digits).key == "f3e7680c2ff7802e"
 
 
 def test_resume_is_exact_where_training_draws_random_numbers(digits, tmp_path, monkeypatch):

@@ -41,6 +41,9 @@ RECIPE: dict[str, Any] = {
         Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
     ],
     "optimizer": Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Optimizer.")],
+    "augment": Annotated[
+        bool, typer.Option("--augment", help="Crop and mirror training images at random.")
+    ],
 }
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
 

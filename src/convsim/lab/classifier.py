@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from convsim.errors import NonFiniteError
+from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets import pixel_statistics
 from convsim.lab.runs import Recipe
 
@@ -40,6 +41,8 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Compute the loss, and stop if it is not finite."""
         images, labels = batch
+        if self.recipe.augment:
+            images = crop_and_flip(images)
         loss = nn.functional.cross_entropy(self(images), labels)
         self._require_finite(loss, "training loss")
         self.log(

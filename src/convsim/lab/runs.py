@@ -29,6 +29,7 @@ class Recipe:
         validation: The share of the training part that is held out and scored after every epoch.
         measured_images: How many test images feature-map similarity is measured on.
         optimizer: "sgd", "adam" or "adamw", the latter two with torch's own other settings.
+        augment: Whether training images are cropped and mirrored at random.
     """
 
     model: str = "cnn"
@@ -44,6 +45,7 @@ class Recipe:
     validation: float = 0.1
     measured_images: int = 256
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    augment: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ class Run:
             "train": len(self.data.train_labels),
             "test": len(self.data.test_labels),
         }
+        recipe = asdict(self.recipe)
+        if not self.recipe.augment:
+            del recipe["augment"]  # records made before there was such a choice keep their names
         method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
         return {
             "method": method,
             "seed": self.seed,
-            "recipe": asdict(self.recipe),
+            "recipe": recipe,
             "data": data,
             "looks_at_test": self.test,
         }
