@@ -422,8 +422,10 @@ def test_an_attached_regularizer_is_not_added_twice():
     regularizer = Regularizer(model, "crossed").attach(optimizer)
     with pytest.raises(convsim.ConvsimError, match="it would count twice"):
         regularizer.backward_()
+    assert not regularizer().requires_grad  # loss + regularizer() adds nothing
     optimizer.step()
     regularizer.remove()
+    assert regularizer().requires_grad
     assert regularizer.backward_() > 0
 
 

@@ -110,7 +110,8 @@ class Regularizer:
         ``regularizer = Regularizer(model).attach(optimizer)`` is all there is to do. The penalty's
         gradient comes last: after accumulation, the averaging over ranks, a GradScaler's unscaling
         (and not in steps that it skips) and clipping, of which it is no part; where torch's
-        optimizers add their weight decay too. Do not add it to the loss as well. A closure given to
+        optimizers add their weight decay too. In the loss it then adds no
+        gradient. A closure given to
         ``step`` is followed each time it is called, and its loss has the penalty added. To have the
         penalty clipped with the loss, call `backward_` yourself before clipping.
 
@@ -153,7 +154,10 @@ class Regularizer:
         return self._coefficient.at(self.steps)
 
     def __call__(self) -> Tensor:
-        """Compute coefficient · penalty, a differentiable scalar on the first layer's device."""
+        """Compute coefficient · penalty, a differentiable scalar on the first layer's device.
+
+        Attached to an optimizer, which adds the gradient itself, it is detached: to look at.
+        """
         if self._coefficient.pending and self._acting:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
@@ -168,7 +172,8 @@ class Regularizer:
             apart = bool(self.penalty.windows)  # ranks read other images
             banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
             values = self.penalty.values(banks)
-        return self._reduced(values) * self.coefficient
+        value = self._reduced(values) * self.coefficient
+        return value.detach() if self._attached else value
 
     def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
         return layer.read(shares=self.penalty.takes_shares, average=average)
