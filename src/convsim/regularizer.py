@@ -110,10 +110,9 @@ class Regularizer:
         ``regularizer = Regularizer(model).attach(optimizer)`` is all there is to do. The penalty's
         gradient comes last: after accumulation, the averaging over ranks, a GradScaler's unscaling
         (and not in steps that it skips) and clipping, of which it is no part; where torch's
-        optimizers add their weight decay too. In the loss it then adds no
-        gradient. A closure given to
-        ``step`` is followed each time it is called, and its loss has the penalty added. To have the
-        penalty clipped with the loss, call `backward_` yourself before clipping.
+        optimizers add their weight decay too. ``loss + regularizer()`` then adds no second one. A
+        closure given to ``step`` is followed each time it is called, and its loss has the penalty
+        added. To have the penalty clipped with the loss, call `backward_` yourself before clipping.
 
         The optimizer keeps the regularizer until `remove`; attaching it again moves it.
 
