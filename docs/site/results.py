@@ -95,7 +95,8 @@ def _experiment(folder: Path) -> str:
         for parent, own in groupby(results, lambda path: path.parent)
         for part in (f"### {parent.name}" * (parent.name != "results"), *map(_show, own))
     ]
-    records = [r for path in results if path.suffix == ".jsonl" for r in read_records(path)]
+    lines = [r for path in results if path.suffix == ".jsonl" for r in read_records(path)]
+    records = [*{record.get("key", number): record for number, record in enumerate(lines)}.values()]
     origin = _origin(records) if shown else "Planned; not run yet."
     return "\n\n".join([f"## [{title}]({here}/README.md)", origin, *filter(None, shown)])
 
