@@ -108,38 +108,39 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
     """Draw learning curves, test accuracy by seed, and feature-map similarity by layer."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
-    drawing = Figure(figsize=(12, 3.8), layout="constrained")
+    drawing = Figure(figsize=(12, max(3.8, 1 + 0.25 * len(summaries))), layout="constrained")
     drawing.suptitle(title, parse_math=False)
     curves, accuracies, layers = drawing.subplots(1, 3)
-    colors = dict(zip((s.method for s in summaries), _COLORS * len(summaries), strict=False))
-    for position, summary in enumerate(summaries):
-        color = colors[summary.method]
+    accuracies.set_yticks(range(len(summaries)), [s.method for s in summaries])
+    names = accuracies.get_yticklabels()
+    for position, (summary, name) in enumerate(zip(summaries, names, strict=True)):
+        color = _COLORS[position % len(_COLORS)]
+        name.set_color(color)  # the names are the legend of all three
         epochs = range(1, len(summary.curve) + 1)
-        curves.plot(epochs, [100 * a for a in summary.curve], color=color, label=summary.method)
+        curves.plot(epochs, [100 * a for a in summary.curve], color=color)
         values = [100 * a for a in summary.accuracy.values]
-        accuracies.plot([position] * len(values), values, "o", color=color, alpha=0.35)
+        accuracies.plot(values, [position] * len(values), "o", color=color, alpha=0.35)
         half = summary.accuracy.half_width
         accuracies.errorbar(
-            position,
             100 * summary.accuracy.mean,
-            100 * half if math.isfinite(half) else None,
-            fmt="_",
-            markersize=18,
-            capsize=5,
+            position,
+            xerr=100 * half if math.isfinite(half) else None,
+            fmt="|",
+            markersize=12,
+            capsize=4,
             color=color,
         )
-        layers.plot(
-            list(summary.layers.values()), "o-", color=color, label=summary.method, markersize=4
-        )
+        layers.plot(list(summary.layers.values()), "o-", color=color, markersize=4)
     _label(curves, "Held-out accuracy, %", "epoch")
-    drawing.legend(*curves.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    curves.xaxis.get_major_locator().set_params(integer=True)
     _label(accuracies, "Test accuracy by seed, %", "")
-    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    accuracies.set_xticks(range(len(summaries)), [s.method for s in summaries], **slanted)
-    accuracies.margins(x=0.2)
+    accuracies.grid(visible=False, axis="y")
+    accuracies.grid(axis="x", color="0.9")
+    accuracies.invert_yaxis()
+    accuracies.margins(y=0.1)
     _label(layers, "Feature-map similarity (mean |cosine|)", "convolution, from the input")
-    names = list(summaries[0].layers)
-    layers.set_xticks(range(len(names)), [str(i + 1) for i in range(len(names))])
+    depth = len(summaries[0].layers)
+    layers.set_xticks(range(depth), [str(i + 1) for i in range(depth)])
     layers.set_ylim(bottom=0)
     return drawing
 
@@ -147,7 +148,7 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
 _COLORS = [
     "#555555", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#1f78b4",
     "#a6761d", "#b2df8a", "#fb9a99", "#cab2d6", "#17becf", "#000000", "#bc5090", "#003f5c",
-    "#ffa600", "#8c564b", "#a6cee3", "#808000",
+    "#ffa600", "#8c564b", "#a6cee3", "#808000", "#5b8e7d",
 ]  # fmt: skip
 
 
