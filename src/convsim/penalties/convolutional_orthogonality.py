@@ -35,7 +35,7 @@ class ConvolutionalOrthogonality(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
-        self.acts_on(bank)
+        self.acts_on(bank)  # or refuses
         step = lag_steps(bank.stride, bank.dilation)
         padding = [(k - 1) // q * q for k, q in zip(bank.kernel, step, strict=True)]
         convolve = getattr(nn.functional, f"conv{len(bank.kernel)}d")
