@@ -1,9 +1,9 @@
-"""How far a network can shrink, or its schedule, until it falls below the control of experiment 05.
+"""How far a network can shrink, or its schedule, until it falls below the control of an experiment.
 
-python experiments/frontier.py epochs|width PATH/cifar10-jpeg.tar.xz     (resumes if stopped)
+python experiments/frontier.py epochs|width EXPERIMENT OUT PATH/cifar10-jpeg.tar.xz     (resumes)
 
-Each method keeps the coefficient and learning rate that 05 chose; runs that 05 has on record are
-not repeated. Writes records.jsonl, table.md and figure.png to 06_convergence or 07_capacity.
+Each method keeps the coefficient and learning rate that EXPERIMENT chose; runs that it has on
+record are not repeated. Writes records.jsonl, table.md and figure.png to OUT.
 """
 
 from __future__ import annotations
@@ -30,20 +30,15 @@ from convsim.lab.records import Record, append_record, read_records
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import Estimate
 
-HERE = Path(__file__).parent
-ACCURACY = HERE / "05_accuracy" / "results" / "records.jsonl"
-AXES = {
-    "epochs": ("06_convergence", (2, 3, 4, 5, 6)),
-    "width": ("07_capacity", (4, 6, 8, 11, 16)),
-}
+AXES = {"epochs": (2, 3, 4, 5, 6), "width": (4, 6, 8, 11, 16)}
 COMPARED = ("none", "data-aware")
 SEEDS = range(3)
 
 
-def chosen_by_05() -> dict[str, tuple[Method, Recipe]]:
-    """Read back how 05 trained each method in the end."""
+def chosen_by(experiment: Path) -> dict[str, tuple[Method, Recipe]]:
+    """Read back how an experiment trained each method in the end."""
     found = {}
-    for record in read_records(ACCURACY):
+    for record in read_records(experiment):
         c = record["configuration"]
         name = c["method"]["name"]
         if c["looks_at_test"] and name in COMPARED:
@@ -56,7 +51,9 @@ def cost(axis: str, recipe: Recipe, record: Record) -> dict[str, float]:
     """Measure what the axis saves: epochs and seconds, or parameters and multiplications."""
     if axis == "epochs":
         return {"epochs": recipe.epochs, "seconds": record["result"]["seconds"]}
-    model = build_model(recipe.model, classes=10, width=recipe.width)
+    model = build_model(
+        recipe.model, classes=10, width=recipe.width, norm=recipe.norm, activation=recipe.activation
+    )
     count = 0
 
     def add(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -84,22 +81,22 @@ def crossing(costs: Iterable[float], scores: Iterable[float], target: float) -> 
 
 def main() -> None:
     """Train, print, draw."""
-    axis, archive = sys.argv[1:]
-    name, steps = AXES[axis]
-    folder = HERE / name / "results"
+    axis, source, out, archive = sys.argv[1:]
+    steps = AXES[axis]
+    experiment, folder = Path(source) / "results" / "records.jsonl", Path(out)
     data = load_dataset(archive).subset(train=10000, seed=0)
     runs = {
         (method, step): [
             Run(how, seed, replace(recipe, **{axis: step}), data)  # type: ignore[arg-type]
             for seed in SEEDS
         ]
-        for method, (how, recipe) in chosen_by_05().items()
+        for method, (how, recipe) in chosen_by(experiment).items()
         for step in steps
     }
     with locked(folder):
         on_record = {record["key"] for record in read_records(folder / "records.jsonl")}
         wanted = {run.key for own in runs.values() for run in own} - on_record
-        for record in read_records(ACCURACY):
+        for record in read_records(experiment):
             if record["key"] in wanted:
                 append_record(folder / "records.jsonl", record)
         done = run_all(
