@@ -32,6 +32,8 @@ NAMES = {
     "l2": "weight decay",
     "authors": "authors' regularizer",
     "authors-init": "authors' initialization",
+    "authors-both": "authors' regularizer and initialization",
+    "recommended-both": "recommended, after initialization",
     "orthoreg": "OrthoReg",
     "soft": "soft orthogonality",
     "double-soft": "double soft orthogonality",
@@ -47,7 +49,7 @@ REPLACED = {"data-aware@auto"}
 
 
 def accuracy_table() -> str:
-    """Lay out what experiment 05 found, the control first, then from the most accurate down."""
+    """Lay out what experiment 05 found for sure: the control, then from the most accurate down."""
     records = [r for r in read_records(ACCURACY) if r["configuration"]["looks_at_test"]]
     control, *others = (one for one in summarize(records) if one.method not in REPLACED)
     others.sort(key=lambda summary: -summary.accuracy.mean)
@@ -55,7 +57,8 @@ def accuracy_table() -> str:
         "| method | accuracy, % | gain, points | feature-map similarity | training time |",
         "|---|---:|---:|---:|---:|",
     ]
-    for summary in (control, *others):
+    sure = [one for one in others if abs(one.accuracy_gain.mean) > one.accuracy_gain.half_width]
+    for summary in (control, *sure):
         lines.append(f"| {' | '.join(_cells(summary, control))} |")
     return "\n".join(lines) + "\n"
 
@@ -63,11 +66,10 @@ def accuracy_table() -> str:
 def _cells(summary: Summary, control: Summary) -> tuple[str, ...]:
     accuracy, gain = summary.accuracy, summary.accuracy_gain
     text = f"{100 * gain.mean:+.1f} ± {100 * gain.half_width:.1f}".replace("-", "−")
-    sure = abs(gain.mean) > gain.half_width
     return (
         NAMES.get(summary.method, summary.method),
         f"{100 * accuracy.mean:.1f} ± {100 * accuracy.half_width:.1f}",
-        "" if summary is control else f"**{text}**" if sure else text,
+        "" if summary is control else text,
         f"{summary.similarity.mean:.3f}",
         "" if summary.method not in TIMED else f"{summary.seconds / control.seconds:.2f}",
     )
