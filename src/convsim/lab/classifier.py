@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from convsim.errors import NonFiniteError
 from convsim.lab.augmentation import crop_and_flip
-from convsim.lab.datasets import pixel_statistics
+from convsim.lab.datasets.image_data import pixel_statistics
 from convsim.lab.runs import Recipe
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.lab.datasets import ImageData, pixel_statistics
+from convsim.lab.datasets.image_data import ImageData, pixel_statistics
 from convsim.redundancy import measure
 from convsim.report import RedundancyReport
 
