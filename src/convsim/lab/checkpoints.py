@@ -125,12 +125,12 @@ def finished_epochs(path: Path, run: Run) -> int:
     return len(curve)
 
 
-def _options(configuration: Record) -> Record:
+def _options(configuration: Record, prefix: str = "") -> Record:
     """Flatten a configuration: {"recipe": {"lr": 0.1}} to {"recipe.lr": 0.1}."""
     flat: Record = {}
     for name, value in configuration.items():
-        inner = _options(value) if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): option for key, option in inner.items()}
+        inner = isinstance(value, dict)
+        flat |= _options(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return flat
 
 
