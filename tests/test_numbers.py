@@ -174,7 +174,7 @@ def test_penalties_on_directions_ignore_the_size_of_filters_and_inputs(name, siz
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False))
     images = torch.randn(2, 2, 8, 8)
-    regularizer = Regularizer(model, name, coefficient=1.0)
+    regularizer = Regularizer(model, name, coefficient=3.0)
     model(images)
     expected = regularizer()
     gradient = torch.autograd.grad(expected, model[0].weight)[0]

@@ -36,7 +36,7 @@ def images(seed=1):
 
 
 def train(model, penalty="recommended", in_loss=False, dress=lambda x: x, after=lambda model: None):
-    regularizer = Regularizer(model, penalty, coefficient=1.0)
+    regularizer = Regularizer(model, penalty, coefficient=3.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
         optimizer.zero_grad()

@@ -218,6 +218,12 @@ def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
     assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS) - 1  # hashable
     assert len(set(PRESETS.values())) == len(PRESETS)
     assert ExpectedSimilarity().samples == 1024
+    pinned = {
+        "recommended": 1, "data-aware": 1, "maps": 1, "crossed": 3, "matched": 3, "adjacent": 3,
+        "authors": 0.01, "cosine": 1e3, "soft": 1e-3, "double-soft": 1e-3, "coherence": 1e-3,
+        "srip": 1e-3, "ocnn": 1e-4, "orthoreg": 1e-2, "decov": 1e-4, "l2": 3e-4,
+    }  # fmt: skip
+    assert {name: preset.coefficient for name, preset in PRESETS.items()} == pinned
     free = {"authors", "soft", "double-soft", "coherence", "srip", "ocnn", "l2"}
     assert {name for name, preset in PRESETS.items() if not preset.keep_norm} == free
     summed = {name for name, preset in PRESETS.items() if preset.penalty.reduction == "sum"}
