@@ -18,7 +18,6 @@ from statistics import fmean, median
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from torch import nn
 
 from convsim.lab.comparison import run_all
@@ -137,14 +136,14 @@ def main() -> None:
     axes = figure.add_subplot()
     key = next(iter(costs["none"][steps[0]]))
     for method in COMPARED:
-        x = [c[key] for c in costs[method].values()]
+        x = [c[key] for c in costs[method].values()]  # epochs and parameters are the same for all
         y = [s.mean for s in scores[method].values()]
         axes.errorbar(x, y, [s.half_width for s in scores[method].values()], marker="o",
                       capsize=3, label=method)  # fmt: skip
     axes.axhline(target, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xlabel=key, ylabel="test accuracy, %", xscale="log")
-    if axis == "epochs":
-        axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.set_xticks(x, [f"{cost:,}" for cost in x])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(folder / "figure.png", dpi=120)
 
