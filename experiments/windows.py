@@ -1,26 +1,29 @@
-"""Train experiment 10's data-aware form with another number of windows, seeds 0 to 9.
+"""Train the data-aware form as experiment 10 did in the end, with another number of windows.
 
-python samples.py WINDOWS PATH/cifar10-jpeg.tar.xz     (resumes if stopped)
+python experiments/windows.py WINDOWS PATH/cifar10-jpeg.tar.xz     (resumes if stopped)
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+from frontier import chosen_by
 
 from convsim import ExpectedSimilarity
 from convsim.lab.comparison import run_all
 from convsim.lab.datasets import load_dataset
 from convsim.lab.files import locked
-from convsim.lab.methods import Method
-from convsim.lab.runs import Recipe, Run
+from convsim.lab.runs import Run
 from convsim.penalties import PRESETS
-from convsim.penalties.presets import Preset
+
+HERE = Path(__file__).parent
 
 windows, archive = sys.argv[1:]
-folder = Path(__file__).parent / "results" / windows
+folder = HERE / "16_windows" / "results" / windows
+how, recipe = chosen_by(HERE / "10_more_tuning" / "results" / "records.jsonl")["data-aware"]
 name = f"data-aware-{windows}"
-PRESETS[name] = Preset(ExpectedSimilarity(samples=int(windows)), coefficient=3.0)
-method = Method(name, regularizer=name, coefficients=(3.0,))
-recipe = Recipe(model="cnn", width=16, norm="batch", lr=0.2, momentum=0.9, epochs=6)
+PRESETS[name] = replace(PRESETS["data-aware"], penalty=ExpectedSimilarity(samples=int(windows)))
+method = replace(how, name=name, regularizer=name)
 data = load_dataset(archive).subset(train=10000, seed=0)
 with locked(folder):
     run_all(
