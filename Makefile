@@ -43,7 +43,7 @@ docs: $(VENV)/.ready-dev  ## build the site into build/site; open build/site/ind
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Installed apart and tested from elsewhere, so that what the wheel lacks is missed.
-WHEEL_TESTS := $(addprefix $(CURDIR)/tests/,test_surface.py test_kernels.py test_initialization.py test_redundancy.py penalties report/test_report.py)
+WHEEL_TESTS := $(addprefix $(CURDIR)/tests/,test_surface.py kernels/test_kernels.py test_initialization.py redundancy/test_measure.py penalties report/test_report.py)
 
 wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel
 	rm -rf dist build/wheel
@@ -58,9 +58,9 @@ soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fu
 	for part in kills memory fuzz mutants; do OMP_NUM_THREADS=1 $(BIN)/python soak/$$part.py || exit 1; done
 
 # Tests of the core that need torch and little else.
-CORE_TESTS := $(addprefix tests/,test_similarity.py test_numbers.py test_precision.py test_tables.py \
-  test_kernels.py test_regularizer.py test_watch.py test_initialization.py test_autocorrelation.py \
-  test_certificate.py test_determinism.py test_surface.py penalties/test_rivals.py \
+CORE_TESTS := $(addprefix tests/,similarity/test_convolutional.py test_numbers.py test_precision.py test_caching.py \
+  kernels/test_kernels.py regularizer/test_regularizer.py regularizer/test_forward_hooks.py test_initialization.py redundancy/test_input_autocorrelation.py \
+  similarity/test_certificate.py test_determinism.py test_surface.py penalties/test_rivals.py \
   penalties/test_expected_similarity.py)
 
 oldest:  ## the tests of the core under the oldest torch that pyproject.toml allows

@@ -37,21 +37,32 @@ from record import Record
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 _RIVALS = ["penalties/test_rivals.py", "penalties/test_expected_similarity.py"]
-_SIMILARITY = ["test_similarity.py", "test_numbers.py", "test_regularizer.py"]
-_MODEL = ["test_regularizer.py", "test_watch.py", *_RIVALS, "test_numbers.py"]
+_SIMILARITY = [
+    "similarity/test_convolutional.py",
+    "test_numbers.py",
+    "regularizer/test_regularizer.py",
+]
+_MODEL = [
+    "regularizer/test_regularizer.py",
+    "regularizer/test_forward_hooks.py",
+    *_RIVALS,
+    "test_numbers.py",
+]
 TESTS = {
-    "similarity.py": _SIMILARITY,
+    "similarity": _SIMILARITY,
     "kernels": [
-        "test_kernels.py",
-        "test_regularizer.py",
-        "test_similarity.py",
+        "kernels/test_kernels.py",
+        "regularizer/test_regularizer.py",
+        "similarity/test_convolutional.py",
         "test_numbers.py",
     ],
-    "regularizer.py": _MODEL,
-    "coefficient.py": _MODEL,
-    "gradients.py": _MODEL,
-    "observations.py": _MODEL,
-    "penalties": [*_RIVALS, "penalties/test_decov.py", "test_numbers.py", "test_regularizer.py"],
+    "regularizer": _MODEL,
+    "penalties": [
+        *_RIVALS,
+        "penalties/test_decov.py",
+        "test_numbers.py",
+        "regularizer/test_regularizer.py",
+    ],
 }
 SLOW = " or ".join(
     ["compile", "training_with_it", "timm", "large_layers", "adversary", "certificate",

@@ -9,7 +9,7 @@ import torch
 import oracles
 from convsim.kernels import kernel_bank
 from convsim.penalties import ConvolutionalOrthogonality, ConvolutionalSimilarity
-from convsim.penalties.gram import gram
+from convsim.similarity.cosine import gram
 
 CHANNELS, TAPS = 2, 3
 LAGS = range(1 - TAPS, TAPS)

@@ -16,9 +16,9 @@ from torch import nn
 import convsim
 from convsim.cli import console, main
 from convsim.lab import presentation
-from convsim.lab.datasets.progress import progress_bar
 from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.summary import Estimate, Summary
+from convsim.lab.terminal import progress_bar
 from convsim.visible import visible
 
 HOSTILE = {

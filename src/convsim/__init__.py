@@ -1,6 +1,5 @@
-"""Measure and reduce the redundancy of convolutional feature maps, from the kernels alone."""
+"""Measure and reduce the redundancy of convolutional feature maps, and act on it."""
 
-from convsim.autocorrelation import expected_similarity
 from convsim.errors import (
     ConvsimError,
     ConvsimWarning,
@@ -20,9 +19,8 @@ from convsim.report import (
     RedundancyComparison,
     RedundancyReport,
 )
-from convsim.similarity import convolutional_similarity, similarity_matrix
-
-__version__ = "0.1.0.dev0"
+from convsim.similarity import convolutional_similarity, expected_similarity, similarity_matrix
+from convsim.version import __version__ as __version__
 
 __all__ = [  # noqa: RUF022 - in groups
     # the quantity, on a weight

@@ -8,7 +8,7 @@ from loops import Network, Setting, distance, trained
 from convsim import ConvsimError, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.penalties import CosineOrthogonality
-from convsim.stepping import grad_scale
+from convsim.regularizer.optimizer_hooks import grad_scale
 
 LOOPS = [
     loops.attached, loops.attached_fused, loops.attached_with_closure, loops.in_the_loss,

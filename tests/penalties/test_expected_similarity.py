@@ -9,7 +9,7 @@ from torch import nn
 import convsim
 from convsim import ConvsimError, ExpectedSimilarity, Regularizer
 from convsim.kernels import conv_layers
-from convsim.windows import ALL, sample_windows, spread
+from convsim.kernels.windows import ALL, sample_windows, spread
 
 LAYERS = [  # every kind of convolution, its input
     (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9, 8)),

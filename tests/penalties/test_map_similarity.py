@@ -6,8 +6,8 @@ from torch import nn
 
 import convsim
 from convsim import ConvsimError, ExpectedSimilarity, Regularizer
+from convsim.kernels.windows import ALL
 from convsim.penalties import MapSimilarity
-from convsim.windows import ALL
 
 
 def network():

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from convsim.backends import compiled, eager, fused, sharded
 from convsim.backends.problem import Options
+from convsim.caching import tensors_are_real
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.similarity import bank_similarity
-from convsim.tables import tensors_are_real
 
 _BACKENDS = {
     "compiled": compiled,

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convsim.caching import kept
 from convsim.kernels import KernelBank
 from convsim.similarity import Channels, Pairs, Reduction, Scale, tap_pair_classes
-from convsim.tables import kept
 
 
 class Options(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from convsim import __version__
 from convsim.errors import MissingExtraError, require
+from convsim.version import __version__
 
 
 def main() -> None:

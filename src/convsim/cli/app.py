@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-import convsim
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, TrainImages, with_recipe
@@ -33,6 +32,7 @@ from convsim.lab.presentation import terminal_table, write_comparison
 from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
+from convsim.version import __version__
 from convsim.visible import visible
 
 
@@ -82,7 +82,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(convsim.__version__)
+        print(__version__)
         raise typer.Exit
 
 

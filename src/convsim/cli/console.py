@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from convsim.lab.datasets.progress import Description
+from convsim.lab.terminal import Description
 from convsim.visible import visible
 
 FOUND, MISUSED, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from convsim.coefficient import CoefficientLike
 from convsim.kernels import LayerFilter
 from convsim.penalties import Penalty
 from convsim.regularizer import Regularizer
+from convsim.regularizer.coefficient import CoefficientLike
 
 
 class RegularizerLater:

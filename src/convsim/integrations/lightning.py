@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from convsim.integrations.later import RegularizerLater
 from convsim.penalties import ActivationPenalty
-from convsim.stepping import grad_scale, steps_them
+from convsim.regularizer.optimizer_hooks import grad_scale, steps_them
 
 
 class RegularizerCallback(RegularizerLater, Callback):

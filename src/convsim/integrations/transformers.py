@@ -11,7 +11,7 @@ from convsim.errors import ConvsimError
 from convsim.integrations.later import RegularizerLater
 from convsim.penalties import ActivationPenalty, preset
 from convsim.regularizer import Regularizer
-from convsim.stepping import grad_scale
+from convsim.regularizer.optimizer_hooks import grad_scale
 
 
 class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from convsim.errors import ConvsimError
+from convsim.kernels.sharding import Share, is_sharded
 from convsim.precision import at_least_float32
-from convsim.sharding import Share, is_sharded
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from convsim.errors import ConvsimError
 from convsim.kernels.convolutions import CONVOLUTIONS
-from convsim.sharding import gather, is_sharded
+from convsim.kernels.sharding import gather, is_sharded
 
 _CONVOLUTION_CALLS = frozenset(
     getattr(torch, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)

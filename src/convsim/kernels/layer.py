@@ -12,7 +12,14 @@ from torch.nn.utils import parametrize
 from convsim.errors import ConvsimError
 from convsim.kernels.bank import KernelBank, kernel_bank
 from convsim.kernels.computed_weight import recomputes_weight, weight_in_forward
-from convsim.sharding import Share, gather, is_sharded, lay_out_like, local_filters, share_of
+from convsim.kernels.sharding import (
+    Share,
+    gather,
+    is_sharded,
+    lay_out_like,
+    local_filters,
+    share_of,
+)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-import convsim
 from convsim import strict_json
 from convsim.errors import ConvsimError
 from convsim.lab.files import writing
+from convsim.version import __version__
 
 Record = dict[str, Any]
 
@@ -109,7 +109,7 @@ def telling_damage(where: object) -> Iterator[None]:
 def environment() -> Record:
     """Describe the machine and the code: what a figure's reader has to know."""
     return {
-        "convsim": convsim.__version__,
+        "convsim": __version__,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "torch": torch.__version__,

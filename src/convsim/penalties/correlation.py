@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from convsim.errors import ConvsimError
-from convsim.penalties.gram import off_diagonal
 from convsim.similarity import scaled_filters
+from convsim.similarity.cosine import off_diagonal
 
 
 def require_samples(samples: object) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.penalties.gram import cosines, off_diagonal
 from convsim.similarity import pair_count
+from convsim.similarity.cosine import cosines, off_diagonal
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convsim.penalties.base import ActivationPenalty, LayerReduction
-from convsim.penalties.gram import off_diagonal
 from convsim.precision import at_least_float32, full_precision
+from convsim.similarity.cosine import off_diagonal
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from convsim.kernels.windows import spread
 from convsim.penalties.base import ActivationPenalty, LayerReduction
 from convsim.penalties.correlation import require_samples, squared_correlation
 from convsim.precision import at_least_float32, full_precision
-from convsim.windows import spread
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.penalties.gram import gram, less_identity
+from convsim.similarity.cosine import gram, less_identity
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.penalties.gram import cosines, off_diagonal
 from convsim.similarity import pair_count
+from convsim.similarity.cosine import cosines, off_diagonal
 
 
 @dataclass(frozen=True)

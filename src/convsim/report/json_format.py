@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import convsim
 from convsim import strict_json
 from convsim.errors import ConvsimError
 from convsim.report.layer_redundancy import (
@@ -25,6 +24,7 @@ from convsim.report.layer_redundancy import (
 from convsim.report.raw import tensor_bytes
 from convsim.report.redundancy_report import RedundancyReport
 from convsim.report.table import CLASSES
+from convsim.version import __version__
 
 SCHEMA = 1
 _MOST_BYTES = 2**32
@@ -39,7 +39,7 @@ def to_json(report: RedundancyReport) -> str:
     """Write a report: ``{"schema": 1, "convsim": version, "model", "images", "layers": […]}``."""
     content = {
         "schema": SCHEMA,
-        "convsim": convsim.__version__,
+        "convsim": __version__,
         "model": report.model,
         "images": report.images,
         "similarity": _number(report.similarity),
@@ -66,7 +66,7 @@ def from_json(text: str | bytes) -> RedundancyReport:
         ) from error
     if schema != SCHEMA:
         raise ConvsimError(
-            f"The report has schema {schema!r}; convsim {convsim.__version__} reads {SCHEMA}. "
+            f"The report has schema {schema!r}; convsim {__version__} reads {SCHEMA}. "
             "Measure again, or read it with the version that wrote it."
         )
     try:

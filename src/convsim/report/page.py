@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import convsim
 from convsim.report.heat_map import binned, similarity_order
 from convsim.report.raw import tensor_bytes
+from convsim.version import __version__
 from convsim.visible import visible
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
     }
     title = f"Redundancy of {visible(report.model)}"
     reports = [_report(each, orders) for each in (before, report) if each is not None]
-    data = json.dumps({"convsim": convsim.__version__, "reports": reports}, allow_nan=False)
+    data = json.dumps({"convsim": __version__, "reports": reports}, allow_nan=False)
     policy = content_policy(
         f"script-src '{source_hash(script)}'", f"style-src '{source_hash(style)}'"
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 from convsim.errors import DataError
 from convsim.lab.datasets.archive import read_tar
 from convsim.lab.datasets.image_data import ImageData
-from convsim.lab.datasets.progress import progress_bar
+from convsim.lab.terminal import progress_bar
 
 # The largest batch, the training part of CIFAR-100, has 155 MB.
 MAX_BATCH_BYTES = 256 * 2**20

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from convsim.errors import DataError, require
-from convsim.lab.datasets.progress import progress_bar
+from convsim.lab.terminal import progress_bar
 
 TIMEOUT_SECONDS = 30
 

@@ -24,7 +24,7 @@ from convsim.lab.datasets.image_folder import (
     read_folder,
 )
 from convsim.lab.datasets.mnist import decode_mnist
-from convsim.lab.datasets.progress import progress_bar
+from convsim.lab.terminal import progress_bar
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from convsim.certificate import certified_cosines
 from convsim.lab.studies.draws import (
     INPUTS,
     Setting,
@@ -21,6 +20,7 @@ from convsim.lab.studies.draws import (
 from convsim.lab.studies.figures import change_figure
 from convsim.lab.studies.minimization import change, minimize
 from convsim.lab.studies.study import Row, Study
+from convsim.similarity.certificate import certified_cosines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import convsim
-from convsim.autocorrelation import energy_by_class
 from convsim.kernels import kernel_bank
+from convsim.redundancy.input_autocorrelation import energy_by_class
 
 LAYERS = [
     nn.Conv2d(3, 5, 3),

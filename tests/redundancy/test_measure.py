@@ -275,8 +275,10 @@ def test_the_matrix_equals_torchmetrics_pairwise_cosine():
 def test_chunks_of_images_and_blocks_of_maps_change_nothing(monkeypatch):
     maps = torch.randn(5, 7, 6, 4, dtype=torch.float64, generator=torch.manual_seed(0))
     whole = _layer_on(maps)
-    monkeypatch.setattr("convsim.pair_statistics._CHUNK", 400)  # two images at once
-    monkeypatch.setattr("convsim.pair_statistics._BLOCK", 3)  # three blocks, of 3, 3 and 1 maps
+    monkeypatch.setattr("convsim.redundancy.pair_statistics._CHUNK", 400)  # two images at once
+    monkeypatch.setattr(
+        "convsim.redundancy.pair_statistics._BLOCK", 3
+    )  # three blocks, of 3, 3 and 1 maps
     parts = _layer_on(maps)
     torch.testing.assert_close(parts.matrix, whole.matrix, rtol=0, atol=1e-7)
     assert parts.correlation == pytest.approx(whole.correlation, abs=1e-14)

@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from convsim.autocorrelation import energy_by_class
 from convsim.kernels import KernelBank
-from convsim.pair_statistics import PairStatistics
-from convsim.penalties.gram import cosines
-from convsim.probes import Probe
 from convsim.rank_correlation import rank_correlation
+from convsim.redundancy.input_autocorrelation import energy_by_class
+from convsim.redundancy.pair_statistics import PairStatistics
+from convsim.redundancy.probes import Probe
 from convsim.report.layer_redundancy import (
     HISTOGRAM_BINS,
     KernelRedundancy,
@@ -21,6 +20,7 @@ from convsim.report.layer_redundancy import (
     Pictures,
 )
 from convsim.similarity import bank_matrix, can_vary, filter_norms
+from convsim.similarity.cosine import cosines
 
 _WORST = 8
 _RANKED_PAIRS = 2**17

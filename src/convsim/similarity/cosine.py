@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
-from convsim.similarity import unit_filters
+from convsim.similarity.convolutional import unit_filters
 
 
 def gram(bank: KernelBank) -> Tensor:

@@ -10,14 +10,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from convsim.coefficient import Coefficient, CoefficientLike
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.gradients import add_gradient, fits_in_place, gradient_target
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
-from convsim.observations import Observations
+from convsim.kernels.sharding import Share, average_over_ranks_, ranks, settle_gradients_
 from convsim.penalties import ActivationPenalty, Penalty, preset
-from convsim.sharding import Share, average_over_ranks_, ranks, settle_gradients_
-from convsim.stepping import before_every_step
+from convsim.regularizer.coefficient import Coefficient, CoefficientLike
+from convsim.regularizer.gradients import add_gradient, fits_in_place, gradient_target
+from convsim.regularizer.observations import Observations
+from convsim.regularizer.optimizer_hooks import before_every_step
 
 
 class Regularizer:

@@ -9,9 +9,9 @@ import convsim
 from convsim import Regularizer
 from convsim.backends import fused
 from convsim.backends.problem import _half_classes
+from convsim.caching import kept
+from convsim.kernels.windows import _places
 from convsim.similarity import _classes_on, tap_pair_classes
-from convsim.tables import kept
-from convsim.windows import _places
 
 FORMS = ("crossed", "matched", "cosine", "recommended")
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer, KernelBank, is_convolution
+from convsim.kernels.windows import sample_windows
 from convsim.penalties import ActivationPenalty, Penalty
-from convsim.watch import Watch
-from convsim.windows import sample_windows
+from convsim.regularizer.forward_hooks import Watch
 
 
 class Observations:

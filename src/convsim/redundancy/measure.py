@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsim.autocorrelation import InputAutocorrelation
-from convsim.certificate import certified_cosines
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import KernelBank, LayerFilter
-from convsim.layer_summary import summarize_layer, worst_pairs
-from convsim.pair_statistics import PairStatistics
-from convsim.probes import Probe, probes, watching
+from convsim.redundancy.input_autocorrelation import InputAutocorrelation
+from convsim.redundancy.layer_summary import summarize_layer, worst_pairs
+from convsim.redundancy.pair_statistics import PairStatistics
+from convsim.redundancy.pictures import image_pictures, kernel_pictures, map_pictures
+from convsim.redundancy.probes import Probe, probes, watching
 from convsim.report.layer_redundancy import MapPair, Pictures
-from convsim.report.pictures import image_pictures, kernel_pictures, map_pictures
 from convsim.report.redundancy_report import RedundancyReport
+from convsim.similarity.certificate import certified_cosines
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import KernelBank
-from convsim.sharding import norm
+from convsim.kernels.sharding import norm
 
 CoefficientLike = float | Callable[[int], float] | Literal["auto"]
 """A number ≥ 0, a function of the number of steps or epochs, or "auto"."""

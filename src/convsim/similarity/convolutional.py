@@ -19,10 +19,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from convsim.caching import kept
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank, kernel_bank
 from convsim.precision import full_precision
-from convsim.tables import kept
 
 Pairs = Literal["all", "adjacent"]
 Channels = Literal["crossed", "matched"]

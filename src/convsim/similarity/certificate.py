@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.kernels import KernelBank
-from convsim.similarity import bank_matrix
+from convsim.similarity.convolutional import bank_matrix
 
 
 def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Tensor]:

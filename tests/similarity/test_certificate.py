@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import oracles
-from convsim.certificate import certified_cosines
 from convsim.kernels import kernel_bank
+from convsim.similarity.certificate import certified_cosines
 
 CASES = [
     # kernel, size, stride, dilation, groups, transposed

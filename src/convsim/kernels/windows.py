@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convsim.caching import kept
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
-from convsim.tables import kept
 
 _GOLDEN = (5**0.5 - 1) / 2
 _ZERO = -1  # in a table: no pixel, but a zero
