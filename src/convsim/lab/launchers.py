@@ -16,12 +16,12 @@ import torch
 from convsim.errors import ConvsimError, NonFiniteError, require
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
-from convsim.lab.records import Record, environment
+from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run
 
 Trained = Generator[tuple[Run, Record], None, None]
 Launcher = Callable[[Sequence[Run], Path, int], Trained]
-"""Trains runs, with checkpoints in a folder and so many at once; yields each that is finished."""
+"""Trains runs, at most `jobs` at a time, with checkpoints in a folder; yields each as it ends."""
 
 LOST_WORKERS = 5
 """How often Ray starts a run again whose worker died; it goes on from its last checkpoint."""
@@ -42,10 +42,7 @@ def train_one(run: Run, folder: Path) -> Record:
         if run.test:
             raise
         result = {"validation_accuracy": [0.0], "diverged": str(error)}  # a candidate, not chosen
-        return {
-            "schema": 1, "key": run.key, "configuration": run.configuration(), "result": result,
-            "environment": environment(),
-        }  # fmt: skip
+        return run.record(result)
 
 
 def _on_this_machine(runs: Sequence[Run], folder: Path, jobs: int) -> Trained:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from convsim.errors import DataError
+from convsim.errors import DataError, did_you_mean
 from convsim.lab.datasets.archive import read_tar, sha256
 from convsim.lab.datasets.cache import cached, default_root
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
@@ -32,13 +32,11 @@ class NamedDataset:
     """What a name stands for.
 
     Attributes:
-        about: One line for listings.
         files: What to download.
         decode: Makes the data set of the downloaded files; called with their paths, and ``name``
             and ``progress`` as keywords.
     """
 
-    about: str
     files: tuple[RemoteFile, ...]
     decode: Callable[..., ImageData]
 
@@ -58,22 +56,18 @@ def _idx_files(folder: str, *md5: str) -> tuple[RemoteFile, ...]:
 
 DATASETS: dict[str, NamedDataset] = {
     "digits": NamedDataset(
-        "1,797 handwritten digits, 8×8 grey, 10 classes; no download",
         (),
         lambda paths, name, progress: load_digits(),
     ),
     "cifar10": NamedDataset(
-        "60,000 photographs, 32×32 RGB, 10 classes",
         (RemoteFile(_TORONTO + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         functools.partial(decode_cifar, layout=CIFAR10),
     ),
     "cifar100": NamedDataset(
-        "60,000 photographs, 32×32 RGB, 100 classes",
         (RemoteFile(_TORONTO + "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
         functools.partial(decode_cifar, layout=CIFAR100),
     ),
     "mnist": NamedDataset(
-        "70,000 handwritten digits, 28×28 grey, 10 classes",
         _idx_files(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -84,7 +78,6 @@ DATASETS: dict[str, NamedDataset] = {
         functools.partial(decode_mnist, classes=tuple("0123456789")),
     ),
     "fashion-mnist": NamedDataset(
-        "70,000 articles of clothing, 28×28 grey, 10 classes",
         _idx_files(
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -152,7 +145,8 @@ def load_dataset(
     else:
         raise DataError(
             f"A data set must be one of {', '.join(DATASETS)}, or the path of a folder or tar "
-            f"archive with the layout {LAYOUT}: there is no {text!r}. Check the spelling."
+            f"archive with the layout {LAYOUT}: there is no {text!r}."
+            f"{did_you_mean(text, DATASETS) or ' Check the spelling.'}"
         )
     return cached(key, _stem(path), root, functools.partial(decode, path, progress))
 
