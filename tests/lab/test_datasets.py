@@ -25,6 +25,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from convsim.errors import ConvsimWarning, DataError
+from convsim.home import home
 from convsim.lab import datasets
 from convsim.lab.datasets import DATASETS, ImageData, archive, cache, load, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
@@ -638,7 +639,10 @@ def test_root_from_the_environment(tmp_path, monkeypatch):
     load_dataset(str(pack(tmp_path / "data", layout(), ".tar")), progress=False)
     assert len(decoded(tmp_path / "home")) == 1
     monkeypatch.delenv("CONVSIM_HOME")
-    assert cache.default_root() == Path.home() / ".cache/convsim"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert home() == tmp_path / "caches" / "convsim"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert home() == Path.home() / ".cache/convsim"
 
 
 @pytest.mark.parametrize("form", ["folder", ".tar"])

@@ -27,11 +27,11 @@ from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
 from convsim.lab.comparison import compare
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.doubts import diverged, doubts
+from convsim.lab.libraries import check_torchvision
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.paired import paired_tables
-from convsim.lab.presentation import HEADER, note, rows, write_comparison
+from convsim.lab.presentation import HEADER, details, note, rows, write_comparison
 from convsim.lab.processes import processes
-from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
@@ -111,6 +111,7 @@ def train_command(
     prints the results as JSON. Under torchrun, processes share every batch and the first writes.
     Exits with 3 if the loss ended far above that of guessing; the files are written all the same.
     """
+    check_torchvision()
     from convsim.lab.checkpoints import save_result  # noqa: PLC0415 - Lightning takes seconds
     from convsim.lab.training import train  # noqa: PLC0415
 
@@ -226,8 +227,8 @@ def _compare(
         records = compare(images, recipe, methods, seeds, folder, report=report, **options)
     summaries = summarize(records)
     found = doubts(records, images)
-    details = " ".join([_details(title, images, recipe, records, len(seeds)), *found])
-    paths = write_comparison(summaries, title, details, folder, page=page)
+    text = " ".join([details(records, title), *found])
+    paths = write_comparison(summaries, title, text, folder, page=page)
     out.print(terminal_table(HEADER, rows(summaries), title=title, note=note(summaries)))
     if against is not None:
         paths.append(folder / "paired.md")
@@ -236,21 +237,6 @@ def _compare(
         say(f"wrote {path}")
     for doubt in found:
         say(doubt, head="Warning: ")
-
-
-def _details(
-    title: str, images: ImageData, recipe: Recipe, records: Sequence[Record], seeds: int
-) -> str:
-    """Say what was trained, on what and where."""
-    where, effective = records[0]["environment"], records[0]["effective"]
-    return (
-        f"{title}: {len(images.train_labels):,} training images of which "
-        f"{recipe.validation:.0%} are held out, {len(images.test_labels):,} test images; "
-        f"{recipe.model}, {effective['parameters']:,} parameters, {recipe.epochs} epochs, {seeds} "
-        f"seeds, precision {effective['precision']}. convsim {where['convsim']}, torch "
-        f"{where['torch']}, {where['processor']}, {where['threads']} threads, commit "
-        f"{str(where['commit'])[:8]}, {where['date']}."
-    )
 
 
 def run() -> None:

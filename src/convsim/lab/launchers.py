@@ -15,6 +15,7 @@ import torch
 
 from convsim.errors import ConvsimError, NonFiniteError, require
 from convsim.lab.datasets import ImageData
+from convsim.lab.libraries import check_torchvision
 from convsim.lab.methods import Method
 from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run
@@ -34,6 +35,7 @@ def checkpoints(folder: Path, run: Run) -> Path:
 
 def train_one(run: Run, folder: Path) -> Record:
     """Train a run of the grid in `folder`; a candidate of tuning that diverges scores 0."""
+    check_torchvision()
     from convsim.lab.training import train  # noqa: PLC0415 - Lightning takes seconds to import
 
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convsim.lab.methods import Coefficient
+from convsim.lab.records import Record
 from convsim.lab.summary import Summary
 from convsim.lab.tables import markdown_table
 from convsim.report.page import content_policy, source_hash
@@ -186,6 +187,22 @@ def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
 <p>{escape(details)}</p>
 </body></html>
 """
+
+
+def details(records: Sequence[Record], title: str) -> str:
+    """Say what the runs of a comparison were trained on, how and where, from their records."""
+    first = records[0]
+    data, recipe = (first["configuration"][part] for part in ("data", "recipe"))
+    where, effective = first["environment"], first["effective"]
+    seeds = len({record["configuration"]["seed"] for record in records})
+    return (
+        f"{title}: {data['train']:,} training images of which {recipe['validation']:.0%} are held "
+        f"out, {data['test']:,} test images; {recipe['model']}, {effective['parameters']:,} "
+        f"parameters, {recipe['epochs']} epochs, {seeds} seeds, precision "
+        f"{effective['precision']}. convsim {where['convsim']}, torch {where['torch']}, "
+        f"{where['processor']}, {where['threads']} threads, commit {str(where['commit'])[:8]}, "
+        f"{where['date']}."
+    )
 
 
 def write_comparison(

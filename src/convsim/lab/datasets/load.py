@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convsim.errors import DataError, did_you_mean
+from convsim.home import home
 from convsim.lab.datasets.archive import read_tar, sha256
-from convsim.lab.datasets.cache import cached, default_root
+from convsim.lab.datasets.cache import cached
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.digits import load_digits
 from convsim.lab.datasets.download import RemoteFile, fetch
@@ -117,7 +118,7 @@ def load_dataset(
     Args:
         source: A key of ``DATASETS``, or a path; write ``./digits`` for a folder of that name.
         root: Folder for downloads and decoded data sets. Defaults to the environment variable
-            CONVSIM_HOME, or ``~/.cache/convsim`` without it.
+            CONVSIM_HOME, or ``~/.cache/convsim`` without it, as `convsim.home.home` has it.
         progress: Whether to show bars on stderr.
 
     Returns:
@@ -133,7 +134,7 @@ def load_dataset(
         >>> data.train_images.shape, data.test_images.shape, data.train_images.dtype
         (torch.Size([1297, 1, 8, 8]), torch.Size([500, 1, 8, 8]), torch.uint8)
     """
-    root = Path(root).expanduser() if root is not None else default_root()
+    root = Path(root).expanduser() if root is not None else home()
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text in DATASETS:
