@@ -31,6 +31,10 @@ def measure_command(
             help="Safetensors file or weights-only checkpoint. Untrained, seed 0, without."
         ),
     ] = None,
+    entry: Annotated[
+        str | None,
+        typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
+    ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Download the library's published weights.")
     ] = False,
@@ -98,7 +102,7 @@ def measure_command(
         pretrained=pretrained,
     )
     if weights is not None:
-        load_weights(network, weights)
+        load_weights(network, weights, entry)
     with progress_bar() as progress:
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(

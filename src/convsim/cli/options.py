@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from convsim.cli.console import say
+from convsim.lab.arithmetic import choose_precision
 from convsim.lab.runs import Recipe
 
 DATA = (
@@ -44,6 +46,13 @@ RECIPE: dict[str, Any] = {
     "augment": Annotated[
         bool, typer.Option("--augment", help="Crop and mirror training images at random.")
     ],
+    "precision": Annotated[
+        Literal["float32", "float32-channels-last", "bf16", "auto"],
+        typer.Option(
+            help="bf16: products of bfloat16, channels last; auto: what is fastest on this "
+            "hardware, which it says."
+        ),
+    ],
 }
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
 
@@ -53,6 +62,9 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     default = Recipe()
 
     def run(**given: Any) -> None:
+        if given["precision"] == "auto":
+            given["precision"], reason = choose_precision()
+            say(f"precision {given['precision']}: {reason}")
         recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
         command(recipe=recipe, **given)
 
