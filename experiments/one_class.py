@@ -1,4 +1,4 @@
-"""Train two methods of an experiment anew and compare their maps on one class, by class, and on all.
+"""Train two methods anew and compare their feature maps on one class, by class, and on all images.
 
 python experiments/one_class.py RECORDS OUT DATA     (resumes if stopped)
 

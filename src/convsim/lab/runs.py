@@ -9,7 +9,11 @@ from convsim.errors import ConvsimError
 from convsim.lab.arithmetic import Precision
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
+from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
+
+Schedule = Literal["cosine", "constant", "steps"]
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,17 @@ class Recipe:
 
     model: str = "cnn"
     width: int | None = None
-    norm: Literal["batch", "none"] | None = None
-    activation: Literal["relu", "elu", "leaky_relu"] | None = None
+    norm: Norm | None = None
+    activation: Activation | None = None
     epochs: int = 10
     batch_size: int = 128
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    schedule: Schedule = "cosine"
     validation: float = 0.1
     measured_images: int = 256
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     augment: bool = False
     precision: Precision = "float32"
 
