@@ -50,7 +50,7 @@ def test_a_run_of_the_soak_sees_memory_grow(monkeypatch):
 
 
 def test_mutants_change_the_source_and_can_be_run():
-    source = Path(convsim.similarity.__file__).read_text()
+    source = Path(convsim.similarity.convolutional.__file__).read_text()
     plain = ast.unparse(ast.parse(source))
     made = list(islice(mutants.mutants(source), 60))
     assert len({changed for _, changed in made} - {plain}) == 60
