@@ -11,6 +11,8 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 
 HISTOGRAM_BINS = 20
+INPUT_CLASSES = ("white", "common", "matched")
+"""Of inputs, each within the next: the keys of `KernelRedundancy.energy`."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,6 @@ class KernelRedundancy:
     bounded: float
     autocorrelation: Tensor | None = field(default=None, repr=False, compare=False)
     energy: dict[str, float] | None = None
-
-    @property
-    def raw_similarity(self) -> Tensor:
-        """(filters, filters) float32: Convolutional Similarity, crossed and raw."""
-        squares = self.norms.square()
-        return self.similarity * squares[:, None] * squares
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor
 
 from convsim.report.heat_map import binned, similarity_order
+from convsim.report.html import content_policy, source_hash
 from convsim.report.raw import tensor_bytes
 from convsim.version import __version__
 from convsim.visible import visible
 
 if TYPE_CHECKING:
     from convsim.report.layer_redundancy import LayerRedundancy
-    from convsim.report.redundancy_report import RedundancyReport
+    from convsim.report.model_redundancy import ModelRedundancy
 
 WHOLE = 256
 """Most filters whose matrix is shown as it is."""
@@ -31,7 +31,7 @@ BINS = 128
 _DIGITS = 5
 
 
-def html_page(report: RedundancyReport, before: RedundancyReport | None = None) -> str:
+def html_page(report: ModelRedundancy, before: ModelRedundancy | None = None) -> str:
     """Make the page: a summary across layers, heat maps, and the worst pairs on example images.
 
     Names reach the page as JSON and are shown as text; scripts and styles are bound by their
@@ -70,17 +70,7 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
 """
 
 
-def content_policy(*sources: str) -> str:
-    """Allow a page these sources and nothing else."""
-    return "; ".join(("default-src 'none'", "base-uri 'none'", "form-action 'none'", *sources))
-
-
-def source_hash(text: str) -> str:
-    """Name a script or a style by its content, as a policy does."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _report(report: RedundancyReport, orders: dict[str, list[int]]) -> dict[str, Any]:
+def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, Any]:
     return {
         "model": visible(report.model),
         "images": report.images,
