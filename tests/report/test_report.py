@@ -96,3 +96,11 @@ def test_a_missing_extra_is_named(report, monkeypatch, missing, call):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(convsim.MissingExtraError, match=r"pip install 'convsim\[report\]'"):
         getattr(report, call)()
+
+
+def test_silent_layers_are_named(silent, report):
+    assert "All maps are zero in 1.0: no similarity" in printed(silent)
+    assert "All maps are zero" not in printed(report)
+    for name in ("1.0", "2"):
+        heat, *_ = silent.layer_figure(name).axes
+        assert len(heat.images) == 1

@@ -59,10 +59,15 @@ class ModelRedundancy:
         return sum(layer.dead for layer in self.layers)
 
     @property
+    def silent(self) -> tuple[str, ...]:
+        """Names of the layers all of whose maps are zero on every image: without similarity."""
+        return tuple(layer.name for layer in self.layers if layer.dead == layer.filters)
+
+    @property
     def rank_correlations(self) -> dict[str, RankCorrelation]:
         """How well "kernel cosine" and "Convolutional Similarity" rank feature-map similarity.
 
-        NaN where fewer than two layers, or no pairs, can be ranked.
+        NaN where fewer than five layers, or five pairs of each, can be ranked.
         """
         convolutions = [(x, x.kernels) for x in self.layers if x.kernels is not None]
         measured = torch.tensor([layer.similarity for layer, _ in convolutions])

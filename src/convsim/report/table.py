@@ -43,7 +43,11 @@ def report_table(report: ModelRedundancy) -> Table:
             row + tuple(_text(share[name] if share else math.nan) for name in INPUT_CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
-    return _table(title, header, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
+    caption = f"{NOTE}\nRank correlation with similarity: {ranks}."
+    if report.silent:
+        names = visible(", ".join(report.silent))
+        caption += f"\nAll maps are zero in {names}: no similarity, left out of the mean."
+    return _table(title, header, rows, caption)
 
 
 def comparison_table(before: ModelRedundancy, after: ModelRedundancy) -> Table:
