@@ -39,7 +39,7 @@ class ExampleImages:
         self.batch, self.size, self.taken = self.batch + 1, count, 0
         if self._shape in (None, images.shape[1:]):
             self._shape = images.shape[1:]
-            shown = images[: self._wanted - self.drawn]
+            shown = images[: max(0, self._wanted - self.drawn)]
             self._pictures.append(image_pictures(shown))
             self.taken = len(shown)
             self.drawn += self.taken
