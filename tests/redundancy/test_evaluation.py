@@ -53,6 +53,20 @@ class Observed(nn.Module):
         return self.conv(x / self.scale)
 
 
+class Calibrated(nn.Conv2d):
+    """Sets its scale by the first batch that it ever sees, in a forward of its own."""
+
+    def __init__(self):
+        super().__init__(3, 6, 3)
+        self.scale, self.calibrated = nn.Parameter(torch.zeros(())), False
+
+    def forward(self, x):
+        if not self.calibrated:
+            self.scale.data.copy_(x.abs().mean())
+            self.calibrated = True
+        return super().forward(x / self.scale)
+
+
 class Actnorm(nn.Conv2d):
     """Initialises itself by data, as flows do, and registers a buffer when it does."""
 
@@ -179,6 +193,7 @@ MODELS = {
     "merged lora": merged_lora,
     "ema": Ema,
     "observer": Observed,
+    "calibrated": Calibrated,
     "initialised by data": lambda: Actnorm(3, 6, 3),
     "standardized": lambda: Standardized(3, 6, 3),
     "random": Dropped,

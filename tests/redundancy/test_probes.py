@@ -18,6 +18,14 @@ class Block(nn.Conv2d):
         return self.after(super().forward(x))
 
 
+class Masked(Block):
+    """A convolution that convolves with something else first, as a partial convolution does."""
+
+    def forward(self, x):
+        seen = nn.functional.conv2d((x != 0).float(), torch.ones_like(self.weight))
+        return self.after(nn.Conv2d.forward(self, x) * (27 / seen.clamp(min=1)))
+
+
 AFTER = {
     "in place": nn.ReLU(inplace=True),
     "normalization": nn.BatchNorm2d(6),
@@ -28,8 +36,9 @@ AFTER = {
 
 
 @pytest.mark.parametrize("after", AFTER.values(), ids=AFTER)
-def test_maps_are_taken_as_they_leave_the_convolution(after):
-    block, plain = Block(after), nn.Conv2d(3, 6, 3)
+@pytest.mark.parametrize("kind", [Block, Masked])
+def test_maps_are_taken_as_they_leave_the_convolution(kind, after):
+    block, plain = kind(after), nn.Conv2d(3, 6, 3)
     with torch.no_grad():
         plain.weight.copy_(block.weight)
         plain.bias.copy_(block.bias)
@@ -113,3 +122,10 @@ def test_a_compiled_model_is_measured_as_it_was_before():
 def compiled_inside(model):
     model[1].compile(backend="eager")
     return model
+
+
+def test_a_pattern_that_selects_nothing_is_told():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    for option in ("layers", "modules"):
+        with pytest.raises(convsim.ConvsimError, match="'typo' in "):
+            convsim.measure(model, [torch.randn(1, 3, 9, 9)], **{option: ["0", "typo"]})
