@@ -14,7 +14,7 @@ from convsim.errors import ConvsimError
 from convsim.kernels.convolutions import CONVOLUTIONS
 from convsim.kernels.sharding import gather, is_sharded
 
-_CONVOLUTION_CALLS = frozenset(
+CONVOLUTION_CALLS = frozenset(
     getattr(torch, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)
 )
 
@@ -78,6 +78,6 @@ class _CaptureWeight(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _CONVOLUTION_CALLS:
+        if func in CONVOLUTION_CALLS:
             raise _CapturedWeight(kwargs["weight"] if "weight" in kwargs else args[1])
         return func(*args, **kwargs)

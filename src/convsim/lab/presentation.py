@@ -16,7 +16,7 @@ from rich.text import Text
 
 from convsim.lab.methods import Coefficient
 from convsim.lab.summary import Estimate, Summary
-from convsim.report.page import content_policy, source_hash
+from convsim.report.html import content_policy, source_hash
 from convsim.visible import visible
 
 if TYPE_CHECKING:
