@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.penalties import Penalty, preset
+from convsim.precision import divisor
 from convsim.similarity import filter_norms
 
 
@@ -129,14 +130,14 @@ def _minimise(
     norms: dict[str, Tensor] | None,
 ) -> list[dict[str, float]]:
     """Take Adam steps on filters, each kept to its norm if given; return values before each."""
-    parameters, ones = [bank.filters for bank in banks.values()], [1.0] * len(banks)
+    parameters = [bank.filters for bank in banks.values()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     history: list[dict[str, float]] = []
     while True:
         for filters in parameters:
             filters.grad = torch.zeros_like(filters)
         values = minimised.add_gradients_(
-            list(banks.values()), [filters.grad for filters in parameters], ones
+            list(banks.values()), [filters.grad for filters in parameters], 1.0
         )
         numbers = torch.stack([value.cpu() for value in values]).tolist()
         history.append(dict(zip(banks, numbers, strict=True)))
@@ -145,8 +146,7 @@ def _minimise(
             return history
         optimizer.step()
         for name, norm in (norms or {}).items():
-            now = _norms(banks[name].filters)
-            ratio_GM = norm / torch.where(now > 0, now, 1)
+            ratio_GM = norm / divisor(_norms(banks[name].filters))
             banks[name].filters.mul_(ratio_GM.to(banks[name].filters))
 
 

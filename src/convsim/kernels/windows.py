@@ -76,8 +76,8 @@ def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: i
     x = x.unsqueeze(0) if x.dim() == dims + 1 else x
     if x.dim() != dims + 2:
         raise ConvsimError(
-            f"it read an input of shape {tuple(inputs.shape)}, which has not the {dims + 2} axes "
-            "(N, C, …) of its convolution. Leave it out with layers=…."
+            f"it read an input of shape {tuple(inputs.shape)}, which does not have the {dims + 2} "
+            "axes (N, C, …) of its convolution. Leave it out with layers=…."
         )
     axes = _axes(module, bank, tuple(x.shape[2:]))
     picked_SnC: Tensor

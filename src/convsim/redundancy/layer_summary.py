@@ -19,7 +19,7 @@ from convsim.report.layer_redundancy import (
     MapPair,
     Pictures,
 )
-from convsim.similarity import bank_matrix, can_vary, filter_norms
+from convsim.similarity import Options, bank_matrix, can_vary, filter_norms
 from convsim.similarity.cosine import cosines
 
 _WORST = 8
@@ -48,7 +48,7 @@ def _kernel_values(bank: KernelBank | None, i: int, j: int) -> tuple[float, floa
     if group != other:
         return math.nan, math.nan
     two = bank.with_filters(bank.filters[group : group + 1, [first, second]])
-    return float(cosines(two)[0, 0, 1].abs()), float(bank_matrix(two, "crossed", "unit")[0, 0, 1])
+    return float(cosines(two)[0, 0, 1].abs()), float(bank_matrix(two, Options())[0, 0, 1])
 
 
 def _matrix(statistics: PairStatistics) -> Tensor:
@@ -96,11 +96,11 @@ def _kernels(
 ) -> KernelRedundancy:
     groups, filters = bank.filters.shape[:2]
     cosine = torch.block_diag(*cosines(bank).abs()).cpu()
-    similarity = torch.block_diag(*bank_matrix(bank, "crossed", "unit")).cpu()
+    similarity = torch.block_diag(*bank_matrix(bank, Options())).cpu()
     same_group = torch.block_diag(*torch.ones(groups, filters, filters)).triu(1).bool()
     pairs = same_group.nonzero()
     drawn = pairs[:: max(1, math.ceil(len(pairs) / _RANKED_PAIRS))].unbind(1)
-    varies = can_vary(bank, "all", "crossed", "unit")
+    varies = can_vary(bank, Options())
     return KernelRedundancy(
         groups=groups,
         mean_cosine=float(cosine[same_group].mean(dtype=torch.float64)),
