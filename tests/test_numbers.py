@@ -309,7 +309,7 @@ def test_packed_numbers_are_refused():
 def test_meta_weights_give_meta_numbers_and_a_model_of_them_an_error():
     model = nn.Sequential(nn.Conv2d(2, 4, 3, device="meta"))
     assert convsim.convolutional_similarity(model[0].weight).is_meta
-    with pytest.raises(ConvsimError, match="Layer '0'.*on the meta device and has no numbers"):
+    with pytest.raises(ConvsimError, match=r"Layer '0'.*on the meta device and has no numbers"):
         Regularizer(model, "crossed")()
 
 

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 
 import convsim
@@ -140,6 +141,25 @@ def test_caching_parametrizations_keeps_no_weight_of_a_copy():
                 torch.testing.assert_close(norms, torch.full((8,), scale))
 
 
+@pytest.mark.parametrize("kind", ["NormInside", "Standardized", "spectral_norm", "old weight_norm"])
+def test_a_compiled_regularizer_reads_the_same(kind):
+    torch.compiler.reset()
+    regularizer = convsim.Regularizer(KINDS[kind](), "crossed")
+    compiled = torch.compile(regularizer, backend="aot_eager")
+    torch.testing.assert_close(compiled(), regularizer())
+
+
+def test_traced_and_inferring_modes_read_computed_weights():
+    def values():
+        model = nn.Sequential(Standardized(3, 8, 3), NormInside(8, 8, 3), KINDS["weight_norm"]())
+        return convsim.Regularizer(model, "crossed")()
+
+    with FakeTensorMode():
+        assert values().shape == ()
+    with torch.inference_mode():
+        assert values() > 0
+
+
 def test_old_weight_norm_with_a_padding_of_reflections():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -151,6 +171,25 @@ def test_old_weight_norm_with_a_padding_of_reflections():
 def test_an_own_forward_with_any_padding(mode):
     layer = Counting(4, 8, 3, padding=3, padding_mode=mode)
     assert weight_of(layer) is layer.weight
+
+
+class Masked(nn.Conv2d):
+    """Masks its weight as it runs, as autoregressive networks do."""
+
+    def forward(self, x):
+        self.weight.data *= torch.ones(3, 3).tril()
+        return super().forward(x)
+
+
+def test_a_weight_that_forward_masks_is_read_masked_and_left_as_it_is():
+    layer = Masked(3, 8, 3)
+    before = layer.weight.detach().clone()
+    assert weight_of(layer).equal(before.tril())
+    assert layer.weight.equal(before)
+    history = convsim.initialize_(layer, steps=3)
+    layer(torch.randn(1, 3, 8, 8))
+    value = convsim.convolutional_similarity(layer.weight.detach()).item()
+    assert history.values[""][-1] == pytest.approx(value, rel=1e-5)
 
 
 class Styled(nn.Conv2d):

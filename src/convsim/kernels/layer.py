@@ -97,11 +97,15 @@ class ConvLayer:
     def _is_plain(self) -> bool:
         if not may_compute_weight(self.module):
             return True
-        # torch.compile cannot copy a layer, but trace through its parametrization.
+        # torch.compile can trace a parametrization, but not the copy of a layer.
         compiling = torch.compiler.is_compiling()
         return compiling and parametrize.is_parametrized(self.module, "weight")
 
     def _convolved(self, average: bool = False) -> ConvolvedWeight:
+        if torch.compiler.is_compiling():
+            apart: Any = torch.compiler.disable(convolved_weight)
+            found: ConvolvedWeight = apart(self.name, self.module, average)
+            return found
         return convolved_weight(self.name, self.module, average)
 
     def _refuse_meta(self, weight: Tensor) -> None:
