@@ -1,10 +1,13 @@
 """No look at a model changes it, whatever its layers do when they run."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 import convsim
+from convsim.kernels import ConvLayer
 from odd_layers import KINDS
 
 PLAIN = (bool, int, float, str, type(None), tuple)
@@ -103,3 +106,22 @@ def test_measuring_changes_no_model(kind, request):
         reason = "measure() does not put back what running a model changes"
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     check(kind, measured, ran_before=True)
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_leaves_no_tensor_behind(kind):
+    def tensors():
+        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+    layer = ConvLayer("", KINDS[kind]())
+    layer.weight()
+    gc.collect()
+    gc.disable()  # a copy must not wait to be found
+    try:
+        before = tensors()
+        for _ in range(3):
+            layer.weight()
+        assert tensors() == before
+    finally:
+        gc.enable()

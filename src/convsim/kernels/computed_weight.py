@@ -191,6 +191,9 @@ def _captured_in_forward(twin: Any) -> tuple[Tensor, bool]:
         raise ConvsimError(
             f"its forward, given zeros of shape {tuple(probe.shape)}, raised {_describe(error)}"
         ) from error
+    finally:
+        for bound in ("forward", "_old_forward"):  # to the copy, which would live until it is found
+            vars(twin).pop(bound, None)
     return capture.weight(), capture.uses_data
 
 
