@@ -11,7 +11,7 @@ from convsim.kernels import KernelBank
 from convsim.rank_correlation import rank_correlation
 from convsim.redundancy.input_autocorrelation import energy_by_class
 from convsim.report.layer_redundancy import KernelRedundancy, MapPair
-from convsim.similarity import bank_matrix, can_vary, filter_norms
+from convsim.similarity import Options, bank_matrix, can_vary, filter_norms
 from convsim.similarity.cosine import cosines
 from convsim.strict_json import shortest
 
@@ -40,9 +40,7 @@ def _kernel_values(bank: KernelBank | None, i: int, j: int) -> tuple[float, floa
     if group != other:
         return math.nan, math.nan
     two = bank.with_filters(bank.filters[group : group + 1, [first, second]])
-    return _number(cosines(two)[0, 0, 1].abs()), _number(
-        bank_matrix(two, "crossed", "unit")[0, 0, 1]
-    )
+    return _number(cosines(two)[0, 0, 1].abs()), _number(bank_matrix(two, Options())[0, 0, 1])
 
 
 def _number(value: Tensor) -> float:
@@ -59,12 +57,12 @@ def kernel_redundancy(
     """Put together what a layer's kernels say, beside the pair matrix of its maps."""
     groups, filters = bank.filters.shape[:2]
     cosine = torch.block_diag(*cosines(bank).abs()).cpu()
-    similarity = torch.block_diag(*bank_matrix(bank, "crossed", "unit")).cpu()
+    similarity = torch.block_diag(*bank_matrix(bank, Options())).cpu()
     same_group = torch.block_diag(*torch.ones(groups, filters, filters)).triu(1).bool()
     pairs = same_group.nonzero()
     drawn = pairs[:: max(1, math.ceil(len(pairs) / _RANKED_PAIRS))].unbind(1)
     bound, bounded = map(_number, certificate)
-    varies = can_vary(bank, "all", "crossed", "unit")
+    varies = can_vary(bank, Options())
     return KernelRedundancy(
         groups=groups,
         mean_cosine=float(cosine[same_group].mean(dtype=torch.float64)),
