@@ -11,7 +11,8 @@ from convsim.backends import fused
 from convsim.backends.problem import _half_classes
 from convsim.caching import kept
 from convsim.kernels.windows import _places
-from convsim.similarity import _classes_on, tap_pair_classes
+from convsim.similarity import tap_pair_classes
+from convsim.similarity.convolutional import _classes_on
 
 FORMS = ("crossed", "matched", "cosine", "recommended")
 
