@@ -10,6 +10,7 @@ from torchmetrics.functional import pairwise_cosine_similarity
 
 import convsim
 from convsim.lab.models import build_model
+from seeds import reseed
 
 # Family → network and the size of its images, where it does not take any.
 TIMM = {
@@ -88,13 +89,12 @@ def check(model, inputs):
 @pytest.mark.parametrize("family", TIMM)
 def test_timm(family):
     name, size = TIMM[family]
-    torch.manual_seed(0)
+    reseed()
     check(build_model(f"timm:{name}", classes=10), torch.randn(2, 3, size, size))
 
 
 @pytest.mark.parametrize("name", ["resnet", "convnext", "mobilenet_v2"])
 def test_transformers(name):
-    torch.manual_seed(0)
     check(build_model(f"transformers:{name}", classes=10), torch.randn(2, 3, 64, 64))
 
 
@@ -102,7 +102,7 @@ def test_transformers(name):
 def test_a_video_network():
     from torchvision.models.video import r3d_18
 
-    torch.manual_seed(0)
+    reseed()
     check(r3d_18(weights=None), torch.randn(1, 3, 8, 32, 32))
 
 

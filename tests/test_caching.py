@@ -13,6 +13,7 @@ from convsim.caching import kept
 from convsim.kernels.windows import _places
 from convsim.similarity import tap_pair_classes
 from convsim.similarity.convolutional import _classes_on
+from seeds import new_generator, reseed
 
 FORMS = ("crossed", "matched", "cosine", "recommended")
 
@@ -22,7 +23,7 @@ class Everything(nn.Module):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
+        reseed()
         self.body = nn.Sequential(nn.Conv2d(3, 4, (2, 3)), nn.Conv2d(4, 4, 3, stride=2))
 
     def forward(self, x):
@@ -83,7 +84,7 @@ def under_another_device():
 @pytest.mark.parametrize("backend", ["compiled", "eager"])
 def test_no_mode_leaves_a_table_that_real_calls_cannot_use(trace, backend, monkeypatch):
     monkeypatch.setenv("CONVSIM_BACKEND", backend)
-    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 9, 9, generator=new_generator())
     expected = penalties(Everything(), x)
     for table in (_half_classes, _classes_on, tap_pair_classes, _places):
         table.forget()

@@ -9,6 +9,7 @@ from torch import nn
 import convsim
 from convsim import PRESETS, Regularizer
 from convsim.backends import compiled
+from seeds import new_generator, reseed
 
 THREADS = (1, 2, 4, 1)
 
@@ -21,7 +22,7 @@ def _threads_back():
 
 
 def network():
-    torch.manual_seed(0)
+    reseed()
     return nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2)
     )
@@ -37,7 +38,7 @@ def with_each_number_of_threads(compute):
 
 @pytest.mark.parametrize("penalty", PRESETS)
 def test_penalties_and_gradients_for_every_number_of_threads(penalty):
-    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, 3, 16, 16, generator=new_generator())
 
     def compute():
         model = network()
@@ -81,7 +82,7 @@ def numbers(report):
 
 
 def test_measuring_in_batches_of_any_size_gives_the_same_numbers():
-    images = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(48, 3, 14, 14, generator=new_generator())
     model = network()
     whole = convsim.measure(model, [images])
     for size in (1, 5, 16, 47):
@@ -95,7 +96,7 @@ def test_measuring_in_batches_of_any_size_gives_the_same_numbers():
 
 
 def test_measuring_for_every_number_of_threads():
-    images = torch.randn(16, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(16, 3, 14, 14, generator=new_generator())
     model = network()
     reports = with_each_number_of_threads(lambda: convsim.measure(model, images.split(8)))
     for report in reports[1:]:

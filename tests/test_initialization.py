@@ -11,10 +11,11 @@ from torch.nn.utils import parametrizations
 import convsim
 from convsim import initialize_
 from convsim.errors import NonFiniteError
+from seeds import reseed
 
 
 def network():
-    torch.manual_seed(0)
+    reseed()
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.ReLU(),
@@ -56,7 +57,7 @@ def test_equal_weights_give_equal_results_whatever_the_random_state():
     results = []
     for seed in (1, 2):
         model = network()
-        torch.manual_seed(seed)
+        reseed(seed)
         initialize_(model, steps=5)
         results.append(model[0].weight.detach())
     assert torch.equal(*results)

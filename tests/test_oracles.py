@@ -20,6 +20,7 @@ from oracles import (
     similarity_matrix,
     transposed_feature_map,
 )
+from seeds import new_numpy_generator
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 CONV_TRANSPOSE = {
@@ -61,7 +62,7 @@ def one_thread():
 
 
 def draw(*shape, seed=0):
-    return np.random.default_rng([seed, *shape]).normal(size=shape)
+    return new_numpy_generator(seed, *shape).normal(size=shape)
 
 
 def inner(a, b):

@@ -32,7 +32,6 @@ def test_convnext_has_nothing_for_the_crossed_form():
 @pytest.mark.parametrize("penalty", ["recommended", "crossed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_real_models(name, penalty):
-    torch.manual_seed(0)
     model = build_model(name, classes=10)
     regularizer = convsim.Regularizer(model, penalty, coefficient=1.0)
     if penalty == "recommended":

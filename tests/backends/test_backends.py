@@ -15,6 +15,7 @@ from convsim.lab.methods import METHODS
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 from convsim.similarity import bank_similarity
+from seeds import new_generator
 
 OPTIONS = [
     Options(*values)
@@ -85,7 +86,7 @@ def error_of(weight, options, **geometry):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("shape", "stride", "dilation", "groups"), GEOMETRIES)
 def test_equals_the_reference(backend, shape, stride, dilation, groups, transposed, dtype):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    weight = torch.randn(shape, generator=new_generator(), dtype=dtype)
     geometry = {
         "stride": stride, "dilation": dilation, "groups": groups, "transposed": transposed,
     }  # fmt: skip
@@ -113,7 +114,7 @@ def test_equals_the_reference_on_trained_weights(backend, trained):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-8])
 def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
-    weight = torch.randn(6, 20, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(6, 20, 3, 3, generator=new_generator())
     weight[1::2] *= ratio
     value, _ = error_of(weight, options)
     assert value < 1e-5
@@ -128,7 +129,7 @@ def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-15, 1e15, 1e30])
 def test_unit_filters_of_any_norm(backend, factor):
-    weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(4, 5, 3, 3, generator=new_generator())
     for channels in ("crossed", "matched"):
         options = Options("all", channels, "unit", "mean")
         results = []
@@ -143,7 +144,7 @@ def test_unit_filters_of_any_norm(backend, factor):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_zero_filter_gets_no_gradient(backend, options):
-    weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(4, 5, 3, 3, generator=new_generator())
     weight[1] = 0
     assert max(error_of(weight, options)) < 1e-5
     gradient = torch.zeros_like(weight)
@@ -161,7 +162,7 @@ def test_bad_weights_give_no_number(backend, options, bad):
 
 
 def test_any_memory_layout(backend):
-    plain = torch.randn(6, 20, 3, 3, generator=torch.Generator().manual_seed(0))
+    plain = torch.randn(6, 20, 3, 3, generator=new_generator())
     layouts = {
         "channels last": lambda w: w.to(memory_format=torch.channels_last),
         "every other element": lambda w: w.repeat_interleave(2, dim=3)[..., ::2],
@@ -184,7 +185,7 @@ def test_any_memory_layout(backend):
 def test_threads_do_not_change_a_bit_of_the_compiled_backend(channels):
     if compiled.library() is None:
         pytest.skip("no C++ compiler")
-    weight = torch.randn(300, 40, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(300, 40, 3, 3, generator=new_generator())
     options = Options("all", channels, "unit", "mean")
     results = []
     threads = torch.get_num_threads()
@@ -202,7 +203,7 @@ def test_threads_do_not_change_a_bit_of_the_compiled_backend(channels):
 def test_blocks_of_filters_add_up_in_the_fused_kernels(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("CONVSIM_BACKEND", "fused")
-    weight = torch.randn(70, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(70, 2, 3, 3, generator=new_generator())
     for pairs, scale in (("all", "unit"), ("adjacent", "raw")):
         assert max(error_of(weight, Options(pairs, "crossed", scale, "mean"), groups=2)) < 1e-5
 
@@ -217,7 +218,6 @@ def test_mirrored_classes_are_one():
 
 
 def test_layers_of_all_kinds_go_together(backend):
-    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 7, stride=2), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 17),
         nn.ConvTranspose2d(8, 6, 4, stride=2), nn.Conv2d(6, 6, 3).double(),

@@ -110,7 +110,6 @@ def test_a_shared_weight_counts_once():
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_computed_weights_are_read_as_they_convolve(wrap):
-    torch.manual_seed(0)
     layer = wrap(nn.Conv2d(2, 3, 3)).eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)

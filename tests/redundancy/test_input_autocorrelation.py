@@ -7,6 +7,7 @@ from torch import nn
 import convsim
 from convsim.kernels import kernel_bank
 from convsim.redundancy.input_autocorrelation import energy_by_class
+from seeds import new_generator
 
 LAYERS = [
     nn.Conv2d(3, 5, 3),
@@ -24,8 +25,7 @@ LAYERS = [
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_it_equals_the_mean_inner_product_of_real_maps(layer):
-    torch.manual_seed(0)
-    layer = layer.double()
+    layer.double().reset_parameters()
     dims = layer.weight.dim() - 2
     images = torch.randn(5, layer.in_channels, *[8] * dims, dtype=torch.float64) + 0.3
     report = convsim.measure(layer, [images[:2], images[2:]], autocorrelation=True)
@@ -47,7 +47,7 @@ def test_it_equals_the_mean_inner_product_of_real_maps(layer):
 
 
 def test_white_inputs_give_kernel_orthogonality_back():
-    weight = torch.randn(6, 2, 3, 3, generator=torch.manual_seed(0))
+    weight = torch.randn(6, 2, 3, 3, generator=new_generator())
     white = torch.eye(18).unsqueeze(0)
     flat = weight.flatten(1)
     raw = convsim.expected_similarity(weight, white, scale="raw")
@@ -75,7 +75,7 @@ def shares(inputs):
 
 
 def test_energy_lies_where_inputs_of_a_class_put_it():
-    generator = torch.manual_seed(0)
+    generator = new_generator()
     white = torch.randn(400, 3, 200, generator=generator)
     smooth = nn.functional.avg_pool1d(white, 3, 1)
     by_channel = torch.cat([white[:, :1, :-2], 3 * smooth[:, 1:2], 0.3 * smooth[:, 2:]], 1)

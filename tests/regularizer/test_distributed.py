@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, initialize_
+from seeds import new_generator, reseed
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
@@ -30,7 +31,7 @@ class Standardised(nn.Conv2d):
 
 def network(dtype=torch.float64):
     """Rows that 2 and 4 ranks share evenly, unevenly and not at all; groups whole and cut."""
-    torch.manual_seed(0)
+    reseed()
     return nn.Sequential(
         nn.Conv2d(2, 5, 3), nn.ReLU(),
         nn.Conv2d(5, 3, 1), nn.Tanh(),  # of 4 ranks the last has no filter
@@ -42,7 +43,7 @@ def network(dtype=torch.float64):
 
 
 def kinds():
-    torch.manual_seed(1)
+    reseed(1)
     return nn.Sequential(
         parametrizations.weight_norm(nn.Conv2d(3, 6, 3)),
         Standardised(3, 6, 3),
@@ -54,7 +55,7 @@ def kinds():
 
 
 def images(step, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(step)
+    generator = new_generator(step)
     return torch.randn(IMAGES, 2, 9, 9, generator=generator, dtype=torch.float64).to(dtype)
 
 
@@ -234,7 +235,7 @@ def with_gradients(placements):
 
 def lopsided():
     """One filter a thousand times the others: what is left beside it must not lose its digits."""
-    torch.manual_seed(2)
+    reseed(2)
     model = nn.Sequential(nn.Conv2d(3, 6, 3))
     with torch.no_grad():
         model[0].weight[1] *= 1000

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convsim import PRESETS, ConvsimError, Regularizer
 from convsim.penalties import ActivationPenalty
+from seeds import new_generator, reseed
 
 KERNEL_PENALTIES = [
     name for name, preset in PRESETS.items() if not isinstance(preset.penalty, ActivationPenalty)
@@ -19,7 +20,7 @@ KERNEL_PENALTIES = [
 class Network(nn.Module):
     def __init__(self, reentrant=None):
         super().__init__()
-        torch.manual_seed(0)
+        reseed()
         self.reentrant = reentrant
         self.stem = nn.Conv2d(3, 6, 3)
         self.body = nn.Sequential(nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3))
@@ -32,7 +33,7 @@ class Network(nn.Module):
 
 
 def images(seed=1):
-    return torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(4, 3, 9, 9, generator=new_generator(seed))
 
 
 def train(model, penalty="recommended", in_loss=False, dress=lambda x: x, after=lambda model: None):

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 import convsim
 from convsim import PRESETS, ConvolutionalSimilarity, Regularizer
+from seeds import reseed
 
 
 class Standardised(nn.Conv2d):
@@ -19,7 +20,7 @@ class Standardised(nn.Conv2d):
 
 
 def model_of_all_kinds():
-    torch.manual_seed(0)
+    reseed()
     model = nn.ModuleDict(
         {
             "plain": nn.Conv2d(3, 8, 3),
@@ -129,7 +130,7 @@ def test_schedule_counts_calls_of_step_and_resumes():
 
 def test_training_with_either_line_is_the_same_and_lowers_the_penalty():
     def train(closed_form):
-        torch.manual_seed(0)
+        reseed()
         model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
         x = torch.randn(4, 1, 8, 8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -170,7 +171,6 @@ def test_repr_lists_the_layers_and_says_which_are_left_out():
 @pytest.mark.parametrize("penalty", ["crossed", "authors", "recommended"])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_auto_makes_the_first_gradient_as_long_as_the_losss(penalty, scale):
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3).bfloat16().float())
     regularizer = Regularizer(model, penalty, coefficient="auto")
     (scale * model(torch.randn(4, 3, 9, 9)).square().mean()).backward()
@@ -189,7 +189,6 @@ def test_auto_makes_the_first_gradient_as_long_as_the_losss(penalty, scale):
 
 
 def test_auto_acts_on_a_penalty_of_any_size():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     with torch.no_grad():
         model[0].weight.mul_(0.01)
@@ -218,7 +217,6 @@ def test_auto_says_what_it_needs():
 
 
 def test_auto_is_found_once_and_goes_into_a_checkpoint():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     regularizer = Regularizer(model, coefficient="auto")
     assert "coefficient=auto" in repr(regularizer)
@@ -238,7 +236,6 @@ def test_auto_is_found_once_and_goes_into_a_checkpoint():
 
 
 def test_auto_adds_nothing_where_nothing_is_left_or_the_step_is_lost():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1))
     regularizer = Regularizer(model, coefficient="auto")
     model(torch.randn(2, 4, 1, 1)).square().sum().backward()  # two windows: every ρ² is 1
@@ -308,7 +305,6 @@ def test_a_layer_whose_weight_is_frozen_is_left_out():
 
 @pytest.mark.parametrize("penalty", ["cosine", "soft", "srip", "crossed"])
 def test_autocast_does_not_touch_the_closed_form(penalty):
-    torch.manual_seed(0)
     model = nn.Conv2d(16, 16, 3)
     regularizer = Regularizer(model, penalty)
     regularizer.backward_()
@@ -364,7 +360,6 @@ def test_non_finite_weights_show_in_the_value():
 
 
 def test_both_routes_compile_into_one_graph():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
     regularizer = Regularizer(model, "crossed")
     model.zero_grad()
@@ -390,7 +385,6 @@ def test_both_routes_compile_into_one_graph():
 
 
 def test_the_penalty_works_under_function_transforms():
-    torch.manual_seed(0)
     model = nn.Conv2d(3, 8, 3)
     regularizer = Regularizer(model, "crossed")
     regularizer().backward()
@@ -404,7 +398,6 @@ def test_the_penalty_works_under_function_transforms():
 
 
 def test_a_second_derivative_is_right():
-    torch.manual_seed(0)
     model = nn.Conv2d(3, 8, 3).double()
     (gradient,) = torch.autograd.grad(
         Regularizer(model, "crossed")(), model.weight, create_graph=True

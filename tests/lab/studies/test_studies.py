@@ -74,7 +74,6 @@ def test_every_draw_is_minimised_for_itself(name):
 
 def test_the_authors_toy_setting_is_theirs():
     """300 SGD steps of the scripts' rates on U(0, 1), in plain loops, on one pair."""
-    torch.manual_seed(0)
     filters = torch.rand(400, 2, 1, 9, dtype=torch.float64)
     ours = minimize(filters, "cosine")
     pair = filters[0, :, 0].clone().requires_grad_()
