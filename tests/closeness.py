@@ -50,6 +50,7 @@ def assert_close(
         dtype: The least precise of either route; by default the least precise of the two tensors,
             and for Python's numbers float32.
     """
+    __tracebackhide__ = True
     if isinstance(expected, Mapping):
         assert actual.keys() == expected.keys()
         actual, expected = [actual[key] for key in expected], list(expected.values())
