@@ -6,6 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convsim
+from closeness import assert_close
 from convsim import Regularizer
 from convsim.backends import fused
 from convsim.backends.problem import _half_classes
@@ -89,7 +90,7 @@ def test_no_mode_leaves_a_table_that_real_calls_cannot_use(trace, backend, monke
     for table in (_half_classes, _classes_on, tap_pair_classes, _places):
         table.forget()
     trace()
-    torch.testing.assert_close(penalties(Everything(), x), expected)
+    assert_close(penalties(Everything(), x), expected, terms=18 + 112 + 36 + 36)
     trace()  # and what real calls have made is no hindrance to the mode
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convsim
+from closeness import assert_close
 from convsim import PRESETS, ConvsimError, Regularizer, backends
 from convsim.backends.problem import Options
 from convsim.kernels import conv_layers, kernel_bank
@@ -33,6 +34,8 @@ LAYOUTS = {
     "overlapping": lambda w: w.contiguous().flatten().as_strided(w.shape, [1] * w.dim()),
     "offset": lambda w: torch.cat([w[:1], w])[1:],
 }
+SUMS = 18 + 72 + 72
+"""In the penalties of a layer of 4 filters: a pixel of a map, its norm, the product of two."""
 TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -179,11 +182,11 @@ def test_penalties_on_directions_ignore_the_size_of_filters_and_inputs(name, siz
     gradient = torch.autograd.grad(expected, model[0].weight)[0]
     with torch.no_grad():
         model[0].weight.mul_(size)
-    torch.testing.assert_close(regularizer(), expected)
+    assert_close(regularizer(), expected, terms=SUMS)
     actual = torch.autograd.grad(regularizer(), model[0].weight)[0]
-    torch.testing.assert_close(actual * size, gradient, rtol=1e-4, atol=1e-6)
+    assert_close(actual * size, gradient, terms=2 * SUMS)
     model(images * size)
-    torch.testing.assert_close(regularizer(), expected)
+    assert_close(regularizer(), expected, terms=SUMS)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -196,7 +199,7 @@ def test_expected_similarity_ignores_sizes(size):
         (weight, inputs * size),
         (weight * size, inputs * size),
     ):
-        torch.testing.assert_close(convsim.expected_similarity(*scaled), expected)
+        assert_close(convsim.expected_similarity(*scaled), expected, terms=2 * 36)
     assert convsim.expected_similarity(weight, inputs * math.nan).isnan().any()
 
 
@@ -209,17 +212,17 @@ def test_initialization_keeps_norms_of_any_size(size):
     before = torch.linalg.vector_norm(model[0].weight.detach().double().flatten(1), dim=1)
     history = convsim.initialize_(model, steps=3)
     after = torch.linalg.vector_norm(model[0].weight.detach().double().flatten(1), dim=1)
-    torch.testing.assert_close(after, before, rtol=1e-5, atol=0)
-    assert history.norm_ratio["0"] == pytest.approx(1, rel=1e-5)
+    assert_close(after, before, terms=4 * 18, dtype=torch.float32)
+    assert_close(history.norm_ratio["0"], 1.0, terms=4 * 18)
     report = convsim.measure(nn.Sequential(model[0]), [torch.randn(2, 2, 5, 5) / size])
-    torch.testing.assert_close(report.layers[0].kernels.norms.double(), before, rtol=1e-5, atol=0)
+    assert_close(report.layers[0].kernels.norms, before, terms=4 * 18)
 
 
 def test_large_layers():
     many = torch.randn(4096, 2, 3, 3)
     value = convsim.convolutional_similarity(many)
     exact = convsim.convolutional_similarity(many.double())
-    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert_close(value, exact, terms=many.numel())
     wide = torch.randn(3, 1, 31, 31)
     autograd = convsim.convolutional_similarity(wide.double().requires_grad_())
     for form in (
@@ -229,7 +232,7 @@ def test_large_layers():
         (number,) = backends.add_gradients_([kernel_bank(wide)], [None], [1.0], form)
         matrix = convsim.similarity_matrix(wide.double(), scale=form.scale)
         pairs = matrix.triu(1).sum() / (3 if form.reduction == "mean" else 1)
-        assert number.item() == pytest.approx(pairs.item(), rel=1e-5)
+        assert_close(number, pairs, terms=wide.numel())
     assert autograd.isfinite()
 
 
