@@ -6,12 +6,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convsim
+from closeness import assert_close
 from convsim import Regularizer, caching
 from convsim.backends import fused
 from convsim.backends.problem import half_classes
 from convsim.caching import kept
 from convsim.kernels.windows import _places
 from convsim.similarity.convolutional import _classes_on, tap_pair_classes
+from seeds import new_generator, reseed
 
 FORMS = ("crossed", "matched", "cosine", "recommended")
 
@@ -21,7 +23,7 @@ class Everything(nn.Module):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
+        reseed()
         self.body = nn.Sequential(nn.Conv2d(3, 4, (2, 3)), nn.Conv2d(4, 4, 3, stride=2))
 
     def forward(self, x):
@@ -82,12 +84,12 @@ def under_another_device():
 @pytest.mark.parametrize("backend", ["compiled", "eager"])
 def test_no_mode_leaves_a_table_that_real_calls_cannot_use(trace, backend, monkeypatch):
     monkeypatch.setenv("CONVSIM_BACKEND", backend)
-    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 9, 9, generator=new_generator())
     expected = penalties(Everything(), x)
     for table in (half_classes, _classes_on, tap_pair_classes, _places):
         table.forget()
     trace()
-    torch.testing.assert_close(penalties(Everything(), x), expected)
+    assert_close(penalties(Everything(), x), expected, terms=18 + 112 + 36 + 36)
     trace()  # and what real calls have made is no hindrance to the mode
 
 
