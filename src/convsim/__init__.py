@@ -19,6 +19,7 @@ from convsim.report import (
     RedundancyComparison,
     RedundancyReport,
 )
+from convsim.shrinking import Shrunk, shrink
 from convsim.similarity import convolutional_similarity, expected_similarity, similarity_matrix
 from convsim.version import __version__ as __version__
 
@@ -38,6 +39,8 @@ __all__ = [  # noqa: RUF022 - in groups
     "KernelRedundancy",
     "MapPair",
     "conv_layers",
+    "shrink",
+    "Shrunk",
     # choices
     "ConvolutionalSimilarity",
     "ExpectedSimilarity",
