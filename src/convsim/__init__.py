@@ -19,7 +19,7 @@ from convsim.report import (
     RedundancyComparison,
     RedundancyReport,
 )
-from convsim.shrinking import Shrunk, shrink
+from convsim.shrinking import LayerChange, ShrinkReport, Shrunk, load_shrunk, shrink
 from convsim.similarity import convolutional_similarity, expected_similarity, similarity_matrix
 from convsim.version import __version__ as __version__
 
@@ -40,7 +40,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "MapPair",
     "conv_layers",
     "shrink",
+    "load_shrunk",
     "Shrunk",
+    "ShrinkReport",
+    "LayerChange",
     # choices
     "ConvolutionalSimilarity",
     "ExpectedSimilarity",

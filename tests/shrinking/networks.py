@@ -166,11 +166,12 @@ def plant_twins_(model: nn.Module, groups: list[Group]) -> None:
     """Let each second unit of every group be a twin of the one before, times a factor.
 
     A factor is drawn where one layer and one norm at most make the maps: in several it would have
-    to be the same.
+    to be the same, and a depthwise convolution may have a bias.
     """
     for group in groups:
         norms = [slot for slot in group.slots if "Norm" in _kind(model, slot)]
-        single = len(group.producers) == 1 and len(norms) < 2
+        depthwise = any(s.key.role == "channel" and "Conv" in _kind(model, s) for s in group.slots)
+        single = len(group.producers) == 1 and len(norms) < 2 and not depthwise
         twin: dict[int, int] = {}
         factor: dict[int, float] = {}
         for one, two in zip(group.units[::2], group.units[1::2], strict=False):

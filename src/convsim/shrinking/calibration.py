@@ -60,6 +60,7 @@ def require_shrinkable(model: nn.Module) -> None:
     Raises:
         ConvsimError: If it is no module, has no parameters, lies on the meta device, is quantized,
             is not initialised or is sharded over processes.
+        NonFiniteError: If a parameter holds NaN or infinity.
     """
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -82,6 +83,10 @@ def require_shrinkable(model: nn.Module) -> None:
             raise ConvsimError(
                 f"Parameter {name!r} is on the meta device and holds no numbers. Load the trained "
                 "weights first, as with model.to_empty(device='cpu') and load_state_dict."
+            )
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise NonFiniteError(
+                f"Parameter {name!r} holds NaN or infinite values. Load weights that were trained."
             )
         if type(parameter.data).__name__ == "DTensor":
             raise ConvsimError(

@@ -77,6 +77,19 @@ class Consumer:
         whole_MM[self.maps_m[:, None], self.maps_m] = values_mm
         return whole_MM
 
+    def told_by(self, kept: Collection[int]) -> tuple[list[int], Tensor, Tensor]:
+        """Return the maps read, A (m, K), and the share of each that each kept one tells (m, K).
+
+        A share is (A G)_jk-wise: factor² times the kept map's mean square, over the map's own.
+        """
+        gram_mm = self.statistics.gram()
+        present = self.maps_m.tolist()
+        staying = [n for n, channel in enumerate(present) if channel in kept]
+        a_mK = map_compensation(gram_mm, staying, self.statistics.samples)
+        own_m = gram_mm.diagonal()
+        share_mK = a_mK.square() * own_m[staying] / torch.where(own_m > 0, own_m, 1)[:, None]
+        return present, a_mK, share_mK
+
     def compensated(self, kept: Collection[int], module: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the filters (G, O, C, n) that read the kept maps alone, and a constant (G, O).
 

@@ -33,25 +33,27 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the whole network that is cut, without compensation.
-
-        Raises:
-            ConvsimError: If the network is another than the plan was made for.
-        """
-        own = shapes_of(model)
-        if own != dict(self.shapes):
-            differing = sorted(
-                name for name in {*own, *self.shapes} if own.get(name) != self.shapes.get(name)
-            )
-            name = differing[0]
-            raise ConvsimError(
-                f"The plan was made for another network than this {type(model).__name__} (for a "
-                f"{self.model}): {name!r} has shape {self.shapes.get(name, 'none')} there and "
-                f"{own.get(name, 'none')} here. Build the model with the options of the original."
-            )
+        """Return a copy of the whole network that is cut, without compensation."""
         small = copy.deepcopy(model)
         cut_(small, self.axes)
         return small
+
+    def require_shapes(self, model: nn.Module) -> None:
+        """Refuse a network that is another than the plan was made for.
+
+        Raises:
+            ConvsimError: If a name or a shape in its state differs.
+        """
+        own = shapes_of(model)
+        names = sorted({*own, *self.shapes})
+        for name in names:
+            if own.get(name) != self.shapes.get(name):
+                raise ConvsimError(
+                    f"The plan was made for another network ({self.model}) than this "
+                    f"{type(model).__name__}: {name!r} has shape {self.shapes.get(name, 'none')} "
+                    f"there and {own.get(name, 'none')} here. Build the model with the options of "
+                    "the original."
+                )
 
     def to_json(self) -> str:
         """Write the plan, one axis a line."""

@@ -34,7 +34,7 @@ def solve_in_sequence_(
     *,
     positions: int,
     ridge: float,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Fit layers of a smaller network, one after the other, in place.
 
@@ -52,13 +52,13 @@ def solve_in_sequence_(
         batches: The calibration images.
         positions: How many positions of each image to take.
         ridge: Relative to the mean square of each predictor; it pulls towards the weight as it is.
-        progress: Called after each layer.
+        progress: Called after each layer with how many are done, and how many there are.
     """
-    for name, fate in layers:
+    for done, (name, fate) in enumerate(layers, 1):
         if fate.linear:
             stage = _Stage(name, fate, small, original, axes)
             stage.solve_(batches, positions, ridge)
-        progress()
+        progress(done, len(layers))
 
 
 Look = Callable[[Tensor], None]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from convsim.errors import NonFiniteError
 from convsim.shrinking.channels import Group, cut_, kept_axes
 from convsim.shrinking.weights import channel_axis
 
@@ -73,6 +74,9 @@ def disagreement(
 
     Returns:
         What is wrong, None if nothing is.
+
+    Raises:
+        NonFiniteError: If the whole network puts out NaN or infinity.
     """
     kept = list(kept)
     small = copy.deepcopy(model)
@@ -84,6 +88,11 @@ def disagreement(
             return f"without them the network fails ({type(error).__name__}: {_first_line(error)})"
         with _zeroed(model, kept):
             want = outputs(model, inputs)
+    if not all(x.isfinite().all() for x in want):
+        raise NonFiniteError(
+            f"The model's outputs hold NaN or infinite values for the first {len(inputs)} "
+            "calibration images. Check the images and the weights."
+        )
     if [x.shape for x in got] != [x.shape for x in want]:
         return "without them the network's outputs have another shape"
     for a, b in zip(got, want, strict=True):
