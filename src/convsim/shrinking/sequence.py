@@ -7,13 +7,14 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convsim.precision import full_precision
+from convsim.shrinking.calibration import device_of
 from convsim.shrinking.channels import AxisKey, KeptAxes
 from convsim.shrinking.compensation import ridge_regression
 from convsim.shrinking.consumers import add_constant_
@@ -21,6 +22,12 @@ from convsim.shrinking.statistics import RegressionStatistics
 from convsim.shrinking.topology import Additions, Fate, Seen, norm_scale
 from convsim.shrinking.weights import filters_of, rows_of, set_filters_, windows_of
 
+Layers = Sequence[tuple[str, Fate]]
+
+_MOST_BYTES = 2**28
+"""Of samples of the original's outputs that are kept at a time."""
+_NUMBER = 4
+"""Bytes of one."""
 _SILENT = 1e-3
 """A BatchNorm's scale below this share of its largest: its channel hardly reaches the sum."""
 
@@ -29,7 +36,7 @@ def solve_in_sequence_(
     small: nn.Module,
     original: nn.Module,
     axes: KeptAxes,
-    layers: Sequence[tuple[str, Fate]],
+    layers: Layers,
     batches: Sequence[Tensor],
     *,
     positions: int,
@@ -54,65 +61,129 @@ def solve_in_sequence_(
         ridge: Relative to the mean square of each predictor; it pulls towards the weight as it is.
         progress: Called after each layer with how many are done, and how many there are.
     """
-    for done, (name, fate) in enumerate(layers, 1):
-        if fate.linear:
-            stage = _Stage(name, fate, small, original, axes)
-            stage.solve_(batches, positions, ridge)
-        progress(done, len(layers))
+    device = device_of(small)
+    done = 0
+    for together in _chunks(layers, original, sum(map(len, batches)) * positions):
+        wanted = [_targets(original, together, batch.to(device), positions) for batch in batches]
+        for name, fate in together:
+            if fate.linear:
+                stage = _Stage(name, fate, small, axes)
+                stage.solve_(batches, [each.pop(name) for each in wanted], positions, ridge)
+            done += 1
+            progress(done, len(layers))
 
 
-Look = Callable[[Tensor], None]
-
-
-def _ignore(read: Tensor) -> None:
-    """Look away."""
+def _chunks(layers: Layers, model: nn.Module, samples: int) -> Iterator[Layers]:
+    """Split layers into runs of which the samples of all outputs fit in memory together."""
+    chunk: list[tuple[str, Fate]] = []
+    size = 0
+    for name, fate in layers:
+        own = samples * filters_of(model.get_submodule(name))[..., 0, 0].numel() * _NUMBER
+        if chunk and size + own > _MOST_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((name, fate))
+        size += own
+    yield chunk
 
 
 class _Reached(Exception):  # noqa: N818 - it carries a result, it is no error
     """The forward pass is past what was to be seen."""
 
 
+def _targets(
+    model: nn.Module,
+    layers: Layers,
+    inputs: Tensor,
+    positions: int,
+    look: Callable[[nn.Module, Tensor], None] = lambda layer, read: None,
+) -> dict[str, Tensor]:
+    """Run a network as far as needed, and take samples of what layers should tell: (S, O) each.
+
+    They are taken at once, and `look` is called with what a layer reads: what comes later may
+    overwrite either in place.
+    """
+    found: dict[str, Tensor] = {}
+    count = positions * len(inputs)
+
+    def take(name: str, maps: Tensor) -> None:
+        found[name] = rows_of(model.get_submodule(name), maps, count)
+        if len(found) == len(layers):
+            raise _Reached
+
+    def at_layer(name: str, fate: Fate) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            with additions.aside():
+                look(module, args[0])
+                if fate.addition is None:
+                    take(name, output)
+
+        return hook
+
+    def at_sum(number: int, first: Seen, second: Seen, result: Tensor) -> None:
+        for name, fate in layers:
+            if fate.addition == number:
+                take(name, result)
+
+    additions = Additions(at_sum)
+    handles = [
+        model.get_submodule(name).register_forward_hook(at_layer(name, fate))
+        for name, fate in layers
+    ]
+    try:
+        with torch.no_grad(), additions:
+            model(inputs)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 class _Stage:
     """One layer that is fitted."""
 
-    def __init__(
-        self, name: str, fate: Fate, small: nn.Module, original: nn.Module, axes: KeptAxes
-    ) -> None:
-        self.fate = fate
-        self.small, self.original = small, original
+    def __init__(self, name: str, fate: Fate, small: nn.Module, axes: KeptAxes) -> None:
+        self.name, self.fate, self.small = name, fate, small
         self.layer: Any = small.get_submodule(name)
-        self.whole = original.get_submodule(name)
         self.norm: Any = None if fate.norm is None else small.get_submodule(fate.norm)
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
 
-    def solve_(self, batches: Iterable[Tensor], positions: int, ridge: float) -> None:
+    def solve_(
+        self,
+        batches: Iterable[Tensor],
+        wanted: Iterable[Tensor],
+        positions: int,
+        ridge: float,
+    ) -> None:
+        """Fit the layer to samples of what it should tell, one tensor a batch."""
         filters_GMCn = filters_of(self.layer)
         groups, filters = filters_GMCn.shape[:2]
-        device = filters_GMCn.device
-        predictors = filters_GMCn[0, 0].numel()
+        device, predictors = filters_GMCn.device, filters_GMCn[0, 0].numel()
         statistics = RegressionStatistics(groups, predictors, filters, device)
-        for batch in batches:
-            inputs = batch.to(device)
-            count = positions * len(inputs)
-            with full_precision(inputs):
-                windows: list[Tensor] = []
-                want_SO = self._target(self.original, self.whole, inputs, positions, _ignore)
-                got_SO = self._target(
-                    self.small,
-                    self.layer,
-                    inputs,
-                    positions,
-                    lambda read: windows.append(windows_of(self.layer, read, count)),  # noqa: B023
-                )
+        for batch, want_SO in zip(batches, wanted, strict=True):
+            with full_precision(want_SO):
+                windows_GSP, got_SO = self._look(batch.to(device), positions)
                 missing_SO = self._missing(want_SO, got_SO)
                 missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
-                statistics.add(windows[0], missing_GSM.to(windows[0]))
+                statistics.add(windows_GSP, missing_GSM.to(windows_GSP))
         constant = self.layer.bias is not None or self.norm is not None
         more_GPM, constant_GM = ridge_regression(statistics, constant=constant, ridge=ridge)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
         add_constant_(self.layer, self.norm, constant_GM.flatten())
+
+    def _look(self, inputs: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """Take what the layer reads in the smaller network so far, and what it tells."""
+        windows: list[Tensor] = []
+
+        def look(layer: nn.Module, read: Tensor) -> None:
+            windows.append(windows_of(layer, read, positions * len(inputs)))
+
+        got = _targets(self.small, [(self.name, self.fate)], inputs, positions, look)
+        return windows[0], got[self.name]
 
     def _missing(self, want_SO: Tensor, got_SO: Tensor) -> Tensor:
         """Return by how much the layer's output should change."""
@@ -124,36 +195,3 @@ class _Stage:
         scale_O = norm_scale(self.norm)
         heard_O = scale_O.abs() > _SILENT * scale_O.abs().max()
         return torch.where(heard_O, missing_SO / torch.where(heard_O, scale_O, 1), 0)
-
-    def _target(
-        self, model: nn.Module, layer: nn.Module, inputs: Tensor, positions: int, look: Look
-    ) -> Tensor:
-        """Run a network as far as needed, and take samples of what the layer should tell: (S, O).
-
-        They are taken at once, and `look` is called with what the layer reads: what comes later may
-        overwrite either in place.
-        """
-        targets: list[Tensor] = []
-
-        def at_layer(module: nn.Module, args: Any, output: Tensor) -> None:
-            with additions.aside():
-                look(args[0])
-                if self.fate.addition is None:
-                    targets.append(rows_of(module, output, positions * len(inputs)))
-                    raise _Reached
-
-        def at_sum(number: int, first: Seen, second: Seen, result: Tensor) -> None:
-            if number == self.fate.addition:
-                targets.append(rows_of(layer, result, positions * len(inputs)))
-                raise _Reached
-
-        additions = Additions(at_sum)
-        handle = layer.register_forward_hook(at_layer)
-        try:
-            with torch.no_grad(), additions:
-                model(inputs)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return targets[0]
