@@ -181,7 +181,9 @@ def test_compensation_alone_for_channels_that_somebody_else_chose():
 def test_the_split_into_batches_hardly_matters():
     model, images = network("plain")
     one, many = (
-        convsim.shrink(model, images.split(n), channels=0.5, positions=ALL).model(images)
+        convsim.shrink(
+            model, images.split(n), channels=0.5, positions=ALL, in_sequence=False
+        ).model(images)
         for n in (256, 50)
     )
     torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from convsim.shrinking.weights import filters_of, rows_of, set_filters_, windows
 
 Layers = Sequence[tuple[str, Fate]]
 
+_SAMPLES = 32
+"""How many samples are enough for each predictor of a layer: more changed no accuracy."""
 _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
@@ -36,9 +38,10 @@ def solve_in_sequence_(
     small: nn.Module,
     original: nn.Module,
     axes: KeptAxes,
-    layers: Layers,
+    layers: Mapping[str, Fate],
     batches: Sequence[Tensor],
     *,
+    per_image: Mapping[str, float],
     positions: int,
     ridge: float,
     progress: Callable[[int, int], None],
@@ -56,33 +59,51 @@ def solve_in_sequence_(
         original: The original.
         axes: Which indices of the original's axes the smaller one has.
         layers: The layers' names and fates, in the order of computation.
-        batches: The calibration images.
+        batches: The calibration images; each layer looks at as many batches as it needs.
+        per_image: How many positions each layer has for one image.
         positions: How many positions of each image to take.
         ridge: Relative to the mean square of each predictor; it pulls towards the weight as it is.
         progress: Called after each layer with how many are done, and how many there are.
     """
-    device = device_of(small)
+    stages = [_Stage(name, fate, small, axes) for name, fate in layers.items() if fate.linear]
+    for number, stage in enumerate(stages):
+        stage.choose(batches, number, min(positions, per_image[stage.name]))
     done = 0
-    for together in _chunks(layers, original, sum(map(len, batches)) * positions):
-        wanted = [_targets(original, together, batch.to(device), positions) for batch in batches]
-        for name, fate in together:
-            if fate.linear:
-                stage = _Stage(name, fate, small, axes)
-                stage.solve_(batches, [each.pop(name) for each in wanted], positions, ridge)
+    for together in _chunks(stages, positions, batches):
+        wanted = _wanted(original, together, batches, positions)
+        for stage in together:
+            stage.solve_(batches, wanted.pop(stage.name), positions, ridge)
             done += 1
-            progress(done, len(layers))
+            progress(done, len(stages))
 
 
-def _chunks(layers: Layers, model: nn.Module, samples: int) -> Iterator[Layers]:
-    """Split layers into runs of which the samples of all outputs fit in memory together."""
-    chunk: list[tuple[str, Fate]] = []
+def _wanted(
+    original: nn.Module, stages: Sequence[_Stage], batches: Sequence[Tensor], positions: int
+) -> dict[str, list[Tensor]]:
+    """Take what layers should tell of the batches they look at, in one pass of the original."""
+    wanted: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
+    for number, batch in enumerate(batches):
+        reading = [(one.name, one.fate) for one in stages if number in one.batches]
+        if reading:
+            found = _targets(original, reading, batch.to(device_of(original)), positions)
+            for name, sample in found.items():
+                wanted[name].append(sample)
+    return wanted
+
+
+def _chunks(
+    stages: Sequence[_Stage], positions: int, batches: Sequence[Tensor]
+) -> Iterator[list[_Stage]]:
+    """Split stages into runs of which the samples of all outputs fit in memory together."""
+    chunk: list[_Stage] = []
     size = 0
-    for name, fate in layers:
-        own = samples * filters_of(model.get_submodule(name))[..., 0, 0].numel() * _NUMBER
+    for stage in stages:
+        samples = positions * sum(len(batches[number]) for number in stage.batches)
+        own = samples * stage.outputs * _NUMBER
         if chunk and size + own > _MOST_BYTES:
             yield chunk
             chunk, size = [], 0
-        chunk.append((name, fate))
+        chunk.append(stage)
         size += own
     yield chunk
 
@@ -150,22 +171,36 @@ class _Stage:
         self.norm: Any = None if fate.norm is None else small.get_submodule(fate.norm)
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
+        self.batches: list[int] = []
+        filters_GMCn = filters_of(self.layer)
+        self.outputs = filters_GMCn[..., 0, 0].numel()
+        self.predictors = filters_GMCn[0, 0].numel()
+
+    def choose(self, batches: Sequence[Tensor], start: int, each: float) -> None:
+        """Choose batches with enough samples, others than for the layer before, `each` an image."""
+        samples = 0.0
+        self.batches = []
+        for number in range(len(batches)):
+            if samples < _SAMPLES * self.predictors:
+                self.batches.append((start + number) % len(batches))
+                samples += each * len(batches[self.batches[-1]])
+        self.batches.sort()
 
     def solve_(
         self,
-        batches: Iterable[Tensor],
-        wanted: Iterable[Tensor],
+        batches: Sequence[Tensor],
+        wanted: Sequence[Tensor],
         positions: int,
         ridge: float,
     ) -> None:
-        """Fit the layer to samples of what it should tell, one tensor a batch."""
+        """Fit the layer to samples of what it should tell, one tensor for each batch it looks at."""
         filters_GMCn = filters_of(self.layer)
         groups, filters = filters_GMCn.shape[:2]
-        device, predictors = filters_GMCn.device, filters_GMCn[0, 0].numel()
-        statistics = RegressionStatistics(groups, predictors, filters, device)
-        for batch, want_SO in zip(batches, wanted, strict=True):
+        device = filters_GMCn.device
+        statistics = RegressionStatistics(groups, self.predictors, filters, device)
+        for number, want_SO in zip(self.batches, wanted, strict=True):
             with full_precision(want_SO):
-                windows_GSP, got_SO = self._look(batch.to(device), positions)
+                windows_GSP, got_SO = self._look(batches[number].to(device), positions)
                 missing_SO = self._missing(want_SO, got_SO)
                 missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
                 statistics.add(windows_GSP, missing_GSM.to(windows_GSP))

@@ -153,7 +153,7 @@ def shrink(
     cut_(small, axes)
     if in_sequence:
         solve_in_sequence_(
-            small, original, axes, list(found.fates.items()), inputs,
+            small, original, axes, found.fates, inputs, per_image=found.positions,
             positions=positions, ridge=_RIDGE, progress=progress,
         )  # fmt: skip
     report = summarize(original, small, found, kept, inputs)
