@@ -193,7 +193,7 @@ class _Stage:
         positions: int,
         ridge: float,
     ) -> None:
-        """Fit the layer to samples of what it should tell, one tensor for each batch it looks at."""
+        """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
         filters_GMCn = filters_of(self.layer)
         groups, filters = filters_GMCn.shape[:2]
         device = filters_GMCn.device
