@@ -52,6 +52,10 @@ class Cost:
         """Return the cost with so many units kept of each group."""
         return self.fixed + sum(term.at(kept) for term in self.terms)
 
+    def groups(self) -> set[int]:
+        """Return the groups that it depends on."""
+        return {group for term in self.terms for axis in term.axes for group in axis.units}
+
     def of(self, group: int) -> Cost:
         """Return the part that depends on one group."""
         terms = (term for term in self.terms if any(group in axis.units for axis in term.axes))
@@ -132,15 +136,24 @@ def allocate(
     """
     kept = [len(error) - 1 for error in errors]
     parts = [cost.of(group) for group in range(len(errors))]
-    while cost.at(kept) > most:
-        best: tuple[float, int, int] | None = None
-        for group, error in enumerate(errors):
-            rate, to = _next_step(error, parts[group], kept, group, multiple_of[group])
-            if to < kept[group] and (best is None or rate < best[0]):
-                best = (rate, group, to)
-        if best is None:
-            return kept
-        kept[best[1]] = best[2]
+    touched = [part.groups() for part in parts]
+    steps: dict[int, tuple[float, int]] = {}
+    left = cost.at(kept)
+    while left > most:
+        for group in range(len(errors)):
+            if group not in steps:
+                steps[group] = _next_step(
+                    errors[group], parts[group], kept, group, multiple_of[group]
+                )
+        possible = [group for group, (_, to) in steps.items() if to < kept[group]]
+        if not possible:
+            break
+        best = min(possible, key=lambda group: steps[group][0])
+        left -= parts[best].at(kept)
+        kept[best] = steps[best][1]
+        left += parts[best].at(kept)
+        for group in {best, *touched[best]}:
+            steps.pop(group, None)
     return kept
 
 
