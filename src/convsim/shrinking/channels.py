@@ -80,6 +80,11 @@ class Group:
         return tuple(slot for slot in self.slots if slot.key.role == "output")
 
     @property
+    def putting_out(self) -> tuple[Slot, ...]:
+        """The axes of whatever puts the channels out, or on: depthwise convolutions, norms."""
+        return tuple(slot for slot in self.slots if slot.key.role in ("output", "channel"))
+
+    @property
     def consumers(self) -> tuple[Slot, ...]:
         """The axes of filters that read the channels."""
         return tuple(slot for slot in self.slots if slot.key.role == "input")

@@ -208,7 +208,7 @@ def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> 
     chosen: list[list[int]] = []
     for group in groups:
         staying = set(range(group.channels))
-        for slot in group.producers:
+        for slot in group.putting_out:
             wanted = left.pop(slot.key.name, None)
             if wanted is not None:
                 staying = {slot.channels[index] for index in wanted}
