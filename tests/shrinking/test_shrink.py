@@ -189,6 +189,32 @@ def test_the_split_into_batches_hardly_matters():
     torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)
 
 
+def test_a_second_run_gives_the_same_and_draws_nothing_from_the_global_generator():
+    model, images = network("residual")
+    state = torch.get_rng_state()
+    one, two = (convsim.shrink(model, [images], macs=0.5, positions=8) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.plan == two.plan
+    assert torch.equal(one.model(images), two.model(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_half_precision_keep_it(dtype):
+    model, images = network("residual")
+    groups, _ = channel_groups(model, images[:2])
+    plant_twins_(model, groups)
+    half = model.to(dtype)
+    shrunk = convsim.shrink(half, [images.to(dtype)], channels=0.5, uniformly=True)
+    assert all(p.dtype == dtype for p in shrunk.model.parameters())
+    assert shrunk.report.output_error < 0.01
+
+
+def test_images_of_several_sizes_are_taken():
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, [images, images[:, :, :6, :6]], parameters=0.7)
+    assert shrunk.report.images == 512
+
+
 def nan_images():
     images = torch.randn(8, 3, 8, 8)
     images[3, 0, 0, 0] = float("nan")
