@@ -39,7 +39,7 @@ for needs in (report.table, report.figure):
     try:
         needs()
     except convsim.MissingExtraError as error:
-        assert "convsim[report]" in str(error), error
+        assert "pip install '.[report]'" in str(error), error
 """
 
 

@@ -1,4 +1,4 @@
-"""Measure and reduce the redundancy of convolutional feature maps, and act on it."""
+"""Measure how much the feature maps of convolutional networks repeat each other, and reduce it."""
 
 from convsim.errors import (
     ConvsimError,

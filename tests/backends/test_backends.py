@@ -251,7 +251,7 @@ def test_an_unknown_backend_is_refused(monkeypatch):
 @pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
 def test_eager_serves_where_nothing_compiles(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
     compiled.library.cache_clear()
     try:
         assert compiled.library() is None
@@ -278,7 +278,7 @@ def test_eager_serves_where_triton_cannot_compile(monkeypatch):
 def test_the_build_is_kept(monkeypatch, tmp_path):
     if compiled.library() is None:
         pytest.skip("no C++ compiler")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
     compiled.library.cache_clear()
     try:
         assert compiled.library() is not None

@@ -1,6 +1,6 @@
 """Convolutional Similarity on a CPU, by C++ that the machine's own compiler builds at first use.
 
-Built once per source, compiler and instruction set, into ``$XDG_CACHE_HOME/convsim`` (by default
+Built once per source, compiler and instruction set, into ``$CONVSIM_HOME`` (by default
 ``~/.cache/convsim``), in one or two seconds. Without a compiler this backend is not available.
 """
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from convsim.backends.problem import Job, half_classes, merges_taps
+from convsim.home import home
 from convsim.similarity import Options, pair_weight
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -100,7 +101,7 @@ def _build(compiler: str) -> Path:
     ]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     described = "\n".join([_SOURCE.read_text(), *flags, version.stdout, platform.machine()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convsim"
+    folder = home()
     built = folder / f"compiled-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,7 @@ def measure_command(
     earlier = None if before is None else _read(before)
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-    dataset = load_dataset(data)
-    dataset = dataset.subset(test=min(images, len(dataset.test_labels)))
+    dataset = load_dataset(data).to_measure(images)
     torch.manual_seed(0)
     network = build_model(
         model,

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from convsim.errors import ConvsimError, require
 from convsim.kernels import is_convolution
-from convsim.kernels.computed_weight import recomputes_weight, weight_in_forward
+from convsim.kernels.computed_weight import convolved_weight, may_compute_weight
 from convsim.shrinking.channels import (
     OTHER,
     PER_CHANNEL,
@@ -279,11 +279,10 @@ class _Ties:
 
 def _makes_weight(module: nn.Module) -> bool:
     """Tell whether a convolution's forward convolves with something else than its weight."""
-    if not recomputes_weight(module):
+    if not may_compute_weight(module):
         return False
-    weight: Any = module._parameters.get("weight")
     try:
-        return weight is None or weight_in_forward("", module).data_ptr() != weight.data_ptr()
+        return "weight" not in module._parameters or not convolved_weight("", module).is_own
     except ConvsimError:
         return True
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convsim.lab.studies.draws import Setting, bank_of, draw, feature_maps, mean_cosine
-from convsim.lab.studies.minimization import STEPS, change
+from convsim.lab.studies.minimization import CHANGE, STEPS, change
 from convsim.lab.studies.study import Row, Study
 from convsim.penalties import ConvolutionalSimilarity
 from convsim.similarity import Options, bank_matrix
@@ -91,6 +91,13 @@ COLUMNS = (
     ("rises in", "rises", ".0%"), ("±", "rises_half", ".0%"),
 )  # fmt: skip
 
+LEGEND = (
+    "Pairs: which are minimised: all, adjacent ones, or adjacent ones in a new order at each step. "
+    "Similarity: mean Convolutional Similarity over all pairs of unit filters, and after "
+    "minimisation; lower bound: what it cannot fall below. Map cosine: mean |cosine| of pairs of "
+    "feature maps over draws, and after. "
+)
+
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Draw similarity after minimisation, its lower bound and the maps' change, by filters."""
@@ -120,6 +127,7 @@ PAIRS = Study(
     CASES,
     answer,
     COLUMNS,
+    LEGEND + CHANGE,
     figure,
     draws=100,
     quick=5,
