@@ -7,13 +7,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convsim
 from closeness import assert_close
-from convsim import Regularizer
+from convsim import Regularizer, caching
 from convsim.backends import fused
-from convsim.backends.problem import _half_classes
+from convsim.backends.problem import half_classes
 from convsim.caching import kept
 from convsim.kernels.windows import _places
-from convsim.similarity import tap_pair_classes
-from convsim.similarity.convolutional import _classes_on
+from convsim.similarity.convolutional import _classes_on, tap_pair_classes
 from seeds import new_generator, reseed
 
 FORMS = ("crossed", "matched", "cosine", "recommended")
@@ -87,7 +86,7 @@ def test_no_mode_leaves_a_table_that_real_calls_cannot_use(trace, backend, monke
     monkeypatch.setenv("CONVSIM_BACKEND", backend)
     x = torch.randn(2, 3, 9, 9, generator=new_generator())
     expected = penalties(Everything(), x)
-    for table in (_half_classes, _classes_on, tap_pair_classes, _places):
+    for table in (half_classes, _classes_on, tap_pair_classes, _places):
         table.forget()
     trace()
     assert_close(penalties(Everything(), x), expected, terms=18 + 112 + 36 + 36)
@@ -109,12 +108,12 @@ def test_a_table_is_made_once():
     assert made == [3, 3, 3]
 
 
-def test_each_stream_has_its_own_tables_in_the_fused_backend(monkeypatch):
+def test_each_stream_has_its_own_tables(monkeypatch):
     described = (((1, 4, 3), (108, 27, 9, 3, 1)),)
     device = torch.device("cpu")
     tables = {}
     for stream in (1, 2):
-        monkeypatch.setattr(fused, "_stream", lambda device, stream=stream: stream)
-        tables[stream] = fused._kept(fused._table, described, device)
-        assert fused._kept(fused._table, described, device) is tables[stream]
+        monkeypatch.setattr(caching, "_stream", lambda device, stream=stream: stream)
+        tables[stream] = caching.kept_on_stream(fused._table, described, device)
+        assert caching.kept_on_stream(fused._table, described, device) is tables[stream]
     assert tables[1] is not tables[2]

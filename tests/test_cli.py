@@ -105,6 +105,27 @@ def test_compare_is_stopped_by_ctrl_c_and_goes_on(run, tmp_path):
         assert (tmp_path / name).stat().st_size > 500
 
 
+def test_compare_against_one_method(run, tmp_path):
+    command = ["compare", "digits", "--out", tmp_path, "--seeds", "2", *TINY]
+    command += ["--method", "none", "--method", "authors", "--no-page"]
+    answer = run(*command, "--against", "author", code=2)
+    assert "got 'author'. Did you mean 'authors'?" in plain(answer.err)
+    answer = run(*command, "--against", "authors")
+    assert (tmp_path / "paired.md").read_text().startswith("| authors less | accuracy, points |")
+    assert not (tmp_path / "comparison.html").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    assert "Method 'none' is at chance" in plain(answer.err)
+    assert "Method 'none' is at chance" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_run_that_diverges_ends_with_its_own_status(run, tmp_path):
+    options = [*TINY, "--width", "4", "--lr", "100"]
+    answer = run("train", "digits", "--out", tmp_path, "--method", "none", *options, code=3)
+    assert "diverged: the training loss ended at" in plain(answer.err)
+    assert json.loads(answer.out)["train_loss"][-1] > 4
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def start(arguments):
     return subprocess.Popen([*CONVSIM, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
 
@@ -235,6 +256,13 @@ def test_measure_models_of_libraries(run, tmp_path, monkeypatch):
         (["train", "digits", "--out", "x", "--model", "resnet81"], 2, "Unknown model 'resnet81'"),
         (["train", "digits", "--out", "x", "--method", "authors@1,2"], 2, "takes one coefficient"),
         (["train", "digits", "--out", "x", "--train-images", "5000"], 2, "5000"),
+        (["train", "digit", "--out", "x"], 2, "Did you mean 'digits'?"),
+        (["train", "digits", "--out", "x", "--width", "0"], 2, "value for '--width'"),
+        (["train", "digits", "--out", "x", "--optimizer", "adam", "--momentum", "0.1"], 2,
+         "momentum is SGD's: adam has none"),
+        (["train", "digits", "--out", "x", "--model", "wrn28-K"], 2, "is a number of 1 or more"),
+        (["train", "digits", "--out", "x", "--train-images", "10"], 2,
+         "share must hold an image of each class: 10% of the 10 training images"),
         (["train", "digits", "--out", "x", "--norm", "layer"], 2, "'layer' is not one of"),
         (["train", "digits", "--out", "x", "--lr", "1e30", *TINY], 3, "became"),
         (["compare", "digits", "--out", "x", "--method", "authors-"], 2, "Did you mean"),
@@ -256,7 +284,7 @@ def test_without_the_extra_the_install_command_is_named():
         [sys.executable, "-c", hide], capture_output=True, text=True, check=False
     )
     assert answer.returncode == 1
-    assert "pip install 'convsim[lab]'" in answer.stderr
+    assert "Install it from a clone of convsim: pip install '.[lab]'" in answer.stderr
 
 
 def test_help_does_not_wait_for_lightning():

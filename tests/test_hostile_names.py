@@ -16,8 +16,9 @@ from torch import nn
 import convsim
 from convsim.cli import console, main
 from convsim.lab import presentation
-from convsim.lab.presentation import terminal_table, write_comparison
+from convsim.lab.presentation import HEADER, rows, write_comparison
 from convsim.lab.summary import Estimate, Summary
+from convsim.lab.tables import terminal_table
 from convsim.lab.terminal import progress_bar
 from convsim.visible import visible
 
@@ -99,14 +100,15 @@ def report_of(name):
 def summary(name):
     one = Estimate(0.5, 0.1, (0.4, 0.6))
     curve, layers = (0.1, 0.5), {name: 0.3}
-    return Summary(name, 0.1, 0.05, one, one, one, 2, one, one, 1.0, curve, layers)
+    return Summary(name, 0.1, 0.05, one, one, 2.0, 2, one, one, False, 1.0, curve, layers)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_tables(name):
     evil = HOSTILE[name].replace(".", "·")
     report = report_of(evil)
-    for table in (report, report.compare(report), terminal_table([summary(evil)], evil)):
+    comparison = terminal_table(HEADER, rows([summary(evil)]), title=evil)
+    for table in (report, report.compare(report), comparison):
         assert_tame(shown(table), of=evil)
 
 

@@ -154,10 +154,3 @@ def test_nothing_to_act_on_warns():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(convsim.ConvsimError, match=message):
         initialize_(nn.Conv2d(1, 2, 3), **options)
-
-
-def test_progress_goes_to_stderr(capsys):
-    initialize_(nn.Conv2d(1, 4, 3), steps=2, progress=True)
-    captured = capsys.readouterr()
-    assert "Iterative initialization" in captured.err
-    assert captured.out == ""

@@ -12,8 +12,8 @@ from torch import nn
 import convsim
 from closeness import assert_close
 from convsim import PRESETS, ConvsimError, Regularizer, backends
-from convsim.backends.problem import Options
 from convsim.kernels import conv_layers, kernel_bank
+from convsim.similarity import Options
 from oracles import layer_similarity
 from oracles import similarity_matrix as oracle_matrix
 from seeds import new_generator
@@ -125,11 +125,11 @@ def check_gradient(weight, geometry, form):
     """Compare the closed form, by the backend that serves, with autograd through the reference."""
     bank = kernel_bank(weight, **geometry)
     reference = bank.filters.detach().clone().requires_grad_()
-    value = convsim.similarity.bank_similarity(bank.with_filters(reference), *form.values())
+    value = convsim.similarity.bank_similarity(bank.with_filters(reference), Options(**form))
     (expected,) = torch.autograd.grad(value, reference)
     gradient = torch.zeros_like(reference)
     (number,) = backends.add_gradients_(
-        [bank.with_filters(reference.detach().clone())], [gradient], [1.0], Options(**form)
+        [bank.with_filters(reference.detach().clone())], [gradient], 1.0, Options(**form)
     )
     if not (value.isfinite() and expected.isfinite().all()):
         return
@@ -229,7 +229,7 @@ def test_large_layers():
         Options("all", "crossed", "unit", "mean"),
         Options("all", "crossed", "raw", "sum"),
     ):
-        (number,) = backends.add_gradients_([kernel_bank(wide)], [None], [1.0], form)
+        (number,) = backends.add_gradients_([kernel_bank(wide)], [None], 1.0, form)
         matrix = convsim.similarity_matrix(wide.double(), scale=form.scale)
         pairs = matrix.triu(1).sum() / (3 if form.reduction == "mean" else 1)
         assert_close(number, pairs, terms=wide.numel())
@@ -305,10 +305,11 @@ def test_packed_numbers_are_refused():
         convsim.convolutional_similarity(torch.empty(4, 2, 3, dtype=torch.float4_e2m1fn_x2))
 
 
-def test_meta_weights_give_meta_numbers():
+def test_meta_weights_give_meta_numbers_and_a_model_of_them_an_error():
     model = nn.Sequential(nn.Conv2d(2, 4, 3, device="meta"))
     assert convsim.convolutional_similarity(model[0].weight).is_meta
-    assert Regularizer(model, "crossed")().is_meta
+    with pytest.raises(ConvsimError, match=r"Layer '0'.*on the meta device and has no numbers"):
+        Regularizer(model, "crossed")()
 
 
 @pytest.mark.parametrize("scale", ["unit", "raw"])

@@ -1,5 +1,6 @@
 """The README's Python runs as written, and its numbers are those on record."""
 
+import json
 import re
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,62 @@ def test_capacity_is_the_record():
     table = (ROOT / "experiments" / "07_capacity" / "results" / "table.md").read_text()
     share = re.search(r"data-aware: \S+ parameters, (\d+)%", table)[1]
     assert f"{share} % of its parameters" in " ".join(TEXT.split())
+
+
+def cases(folder, **wanted):
+    """The rows of a study on record, each a case with its answer, that have such values."""
+    records = read_records(ROOT / "experiments" / folder / "results" / "records.jsonl")
+    rows = [record["configuration"]["case"] | record["result"] for record in records]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def between(rows, key, unit=100):
+    """Two numbers as the README writes them, the nearer to zero first."""
+    numbers = sorted((unit * row[key] for row in rows), key=abs)
+    return [f"{number:+.0f}".replace("-", "−") for number in (numbers[0], numbers[-1])]
+
+
+def test_claims_about_kernels_are_the_records():
+    said = " ".join(TEXT.split())
+    photographs = cases("01_orthogonality", inputs="photographs", kernels="normal")
+    changes = sorted(row["relative"] for row in photographs)
+    rises = sorted(row["rises"] for row in photographs)
+    assert (
+        f"changes by {100 * changes[0]:.0f} to {100 * changes[-1]:+.0f} % and rises in "
+        f"{100 * rises[0]:.0f} to {100 * rises[-1]:.0f} % of draws"
+    ).replace("-", "−") in said
+
+    plain = {"activation": "none", "adversarial": False}
+    signals, images = (cases("02_convolutional_similarity", axes=n, **plain) for n in (1, 2))
+    rectified = cases("02_convolutional_similarity", activation="relu")
+    assert {row["inputs"] for row in (*images, *rectified)} == {"photographs"}
+    low, high = between(signals, "relative")
+    assert f"{low} to {high} % in 1-d" in said
+    low, high = between(images, "relative")
+    assert f"{low} to {high} % for 3×3 kernels on photographs" in said
+    low, high = between(rectified, "relative")
+    assert f"**not after ReLU** there ({low} to {high} %)" in said
+    assert not any(row["violations"] for row in cases("02_convolutional_similarity"))
+
+    adjacent, every = (cases("03_adjacent_pairs", pairs=pairs) for pairs in ("adjacent", "all"))
+    assert all(row["similarity_after"] > row["similarity_before"] for row in adjacent)
+    low, high = between(adjacent, "relative")
+    assert f"maps {low} to {high} %, against {' to '.join(between(every, 'relative'))} %" in said
+
+
+def test_claims_about_inputs_are_the_records():
+    folder = ROOT / "experiments" / "04_input_classes" / "results"
+    layers = [
+        layer["kernels"]["energy"]
+        for name in ("cnn", "resnet18")
+        for layer in json.loads((folder / f"{name}.json").read_text())["layers"]
+        if "shortcut" not in layer["name"]  # 1×1: white and common are one
+    ]
+    white = sorted(100 * energy["white"] for energy in layers)
+    between_channels = sorted(100 * (1 - energy["matched"]) for energy in layers)
+    said = " ".join(TEXT.split())
+    assert f"{white[0]:.0f} to {white[-1]:.0f} % of 3×3 layers" in said
+    assert f"leaves out: {between_channels[0]:.0f} to {between_channels[-1]:.0f} %" in said
 
 
 def test_costs_are_the_record():

@@ -14,12 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from convsim.lab.presentation import ONE_CLASS
 from convsim.lab.records import Record, read_records
-from convsim.lab.summary import Summary, summarize
+from convsim.lab.summary import Summary, reported, summarize
+from convsim.lab.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 ACCURACY = ROOT / "experiments" / "05_accuracy" / "results" / "records.jsonl"
 MARK = re.compile(r"(<!-- accuracy -->\n).*(<!-- /accuracy -->)", re.DOTALL)
+HEAD = ("method", "accuracy, %", "gain, points", "feature-map similarity", "training time")
 NAMES = {
     "data-aware": "**recommended**",
     "decov": "DeCov, on all feature maps",
@@ -50,27 +53,21 @@ REPLACED = {"data-aware@auto"}
 
 def accuracy_table() -> str:
     """Lay out what experiment 05 found for sure: the control, then from the most accurate down."""
-    records = [r for r in read_records(ACCURACY) if r["configuration"]["looks_at_test"]]
+    records = reported(read_records(ACCURACY))
     control, *others = (one for one in summarize(records) if one.method not in REPLACED)
     others.sort(key=lambda summary: -summary.accuracy.mean)
-    lines = [
-        "| method | accuracy, % | gain, points | feature-map similarity | training time |",
-        "|---|---:|---:|---:|---:|",
-    ]
     sure = [one for one in others if abs(one.accuracy_gain.mean) > one.accuracy_gain.half_width]
-    for summary in (control, *sure):
-        lines.append(f"| {' | '.join(_cells(summary, control))} |")
-    return "\n".join(lines) + "\n"
+    shown = (control, *sure)
+    table = markdown_table(HEAD, [_cells(summary, control) for summary in shown])
+    return table + f"\n{ONE_CLASS.strip()}\n" * any(summary.one_class for summary in shown)
 
 
 def _cells(summary: Summary, control: Summary) -> tuple[str, ...]:
-    accuracy, gain = summary.accuracy, summary.accuracy_gain
-    text = f"{100 * gain.mean:+.1f} ± {100 * gain.half_width:.1f}".replace("-", "−")
     return (
         NAMES.get(summary.method, summary.method),
-        f"{100 * accuracy.mean:.1f} ± {100 * accuracy.half_width:.1f}",
-        "" if summary is control else text,
-        f"{summary.similarity.mean:.3f}",
+        summary.accuracy.text(1, 100, sign=""),
+        "" if summary is control else summary.accuracy_gain.text(1, 100).replace("-", "−"),
+        f"{summary.similarity.mean:.3f}{' †' * summary.one_class}",
         "" if summary.method not in TIMED else f"{summary.seconds / control.seconds:.2f}",
     )
 

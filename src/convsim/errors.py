@@ -59,6 +59,6 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or not module.startswith(error.name):
             raise
         raise MissingExtraError(
-            f"This part of convsim needs {module!r}, which is not installed. "
-            f"Install it with: pip install 'convsim[{extra}]'"
+            f"This part of convsim needs {module!r}, which is not installed. Install it from a "
+            f"clone of convsim: pip install '.[{extra}]'"
         ) from error

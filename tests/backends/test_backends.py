@@ -9,13 +9,13 @@ from torch import nn
 from closeness import assert_close, rounding
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
 from convsim.backends import compiled, eager, fused
-from convsim.backends.problem import Options, half_classes
+from convsim.backends.problem import Job, half_classes
 from convsim.kernels import kernel_bank
 from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import METHODS
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
-from convsim.similarity import bank_similarity
+from convsim.similarity import Options, bank_similarity
 from seeds import new_generator
 
 OPTIONS = [
@@ -61,9 +61,8 @@ def backend(request, monkeypatch):
 
 def reference(bank, options):
     """Value and gradient by autograd."""
-    form = (options.pairs, options.channels, options.scale, options.reduction)
     filters = bank.filters.detach().requires_grad_()
-    value = bank_similarity(bank.with_filters(filters), *form)
+    value = bank_similarity(bank.with_filters(filters), options)
     return value.detach(), torch.autograd.grad(value, filters)[0]
 
 
@@ -79,7 +78,7 @@ def error_of(weight, options, **geometry):
     gradient = torch.zeros_like(weight)
     for factor in (3.0, -1.0):
         (value,) = backends.add_gradients_(
-            [bank], [kernel_bank(gradient, **geometry).filters], [factor], options
+            [bank], [kernel_bank(gradient, **geometry).filters], factor, options
         )
     gradient = kernel_bank(gradient, **geometry).filters.double() / 2
     assert value.dtype == bank.filters.dtype
@@ -127,7 +126,7 @@ def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
     value, _ = error_of(weight, options)
     assert value < limit(weight)
     gradient = torch.zeros_like(weight)
-    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options)
+    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], 1.0, options)
     precise = kernel_bank(weight.double())
     expected = reference(precise, options)[1][0]
     off = (gradient - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
@@ -143,7 +142,7 @@ def test_unit_filters_of_any_norm(backend, factor):
         for by in (1.0, factor):
             gradient = torch.zeros_like(weight)
             (value,) = backends.add_gradients_(
-                [kernel_bank(weight * by)], [kernel_bank(gradient).filters], [by], options
+                [kernel_bank(weight * by)], [kernel_bank(gradient).filters], by, options
             )
             results.append((value, gradient))
         assert_close(results[0], results[1], terms=4 * weight[0].numel())
@@ -155,7 +154,7 @@ def test_a_zero_filter_gets_no_gradient(backend, options):
     weight[1] = 0
     assert max(error_of(weight, options)) < limit(weight)
     gradient = torch.zeros_like(weight)
-    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options)
+    backends.add_gradients_([kernel_bank(weight)], [kernel_bank(gradient).filters], 1.0, options)
     assert not gradient[1].any()
 
 
@@ -164,7 +163,7 @@ def test_a_zero_filter_gets_no_gradient(backend, options):
 def test_bad_weights_give_no_number(backend, options, bad):
     weight = torch.randn(4, 5, 3, 3)
     weight[2, 3, 1, 1] = bad
-    (value,) = backends.add_gradients_([kernel_bank(weight)], [None], [1.0], options)
+    (value,) = backends.add_gradients_([kernel_bank(weight)], [None], 1.0, options)
     assert not value.isfinite()
 
 
@@ -177,13 +176,11 @@ def test_any_memory_layout(backend):
     }
     for options in OPTIONS[::2]:
         expected = torch.zeros_like(plain)
-        backends.add_gradients_(
-            [kernel_bank(plain)], [kernel_bank(expected).filters], [1.0], options
-        )
+        backends.add_gradients_([kernel_bank(plain)], [kernel_bank(expected).filters], 1.0, options)
         for lay_out in layouts.values():
             weight, gradient = lay_out(plain), lay_out(torch.zeros_like(plain))
             backends.add_gradients_(
-                [kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options
+                [kernel_bank(weight)], [kernel_bank(gradient).filters], 1.0, options
             )
             assert_close(gradient, expected, terms=4 * plain[0].numel())
 
@@ -200,7 +197,7 @@ def test_threads_do_not_change_a_bit_of_the_compiled_backend(channels):
         torch.set_num_threads(count)
         gradient = torch.zeros_like(weight)
         values = backends.add_gradients_(
-            [kernel_bank(weight)], [kernel_bank(gradient).filters], [1.0], options
+            [kernel_bank(weight)], [kernel_bank(gradient).filters], 1.0, options
         )
         results.append((values[0], gradient))
     torch.set_num_threads(threads)
@@ -217,10 +214,10 @@ def test_blocks_of_filters_add_up_in_the_fused_kernels(monkeypatch):
 
 
 def test_mirrored_classes_are_one():
-    classes = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3)))
+    classes = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3)).geometry)
     assert classes.count == 13
     assert classes.multiplicity.tolist() == [1.0] + [2.0] * 12
-    strided = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3), stride=2))
+    strided = half_classes(kernel_bank(torch.zeros(1, 1, 3, 3), stride=2).geometry)
     assert strided.count == 5  # lags 0, (0, 2), (2, 0), (2, 2), (2, −2)
     assert strided.pair_class.max() == 5  # left out
 
@@ -248,13 +245,13 @@ def test_layers_of_all_kinds_go_together(backend):
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("CONVSIM_BACKEND", "cuda")
     with pytest.raises(ConvsimError, match="'compiled', 'fused', 'eager'"):
-        backends.add_gradients_([], [], [], OPTIONS[0])
+        backends.add_gradients_([kernel_bank(torch.ones(1, 1, 3, 3))], [None], 1.0, OPTIONS[0])
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
 def test_eager_serves_where_nothing_compiles(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
     compiled.library.cache_clear()
     try:
         assert compiled.library() is None
@@ -272,7 +269,7 @@ def test_eager_serves_where_triton_cannot_compile(monkeypatch):
     fused._triton_works.cache_clear()
     try:
         weight = torch.randn(4, 5, 3, 3)
-        assert not fused.serves(kernel_bank(weight), None, OPTIONS[0])
+        assert not fused.serves(Job(kernel_bank(weight), None), OPTIONS[0])
         assert max(error_of(weight, OPTIONS[0])) < limit(weight)
     finally:
         fused._triton_works.cache_clear()
@@ -281,7 +278,7 @@ def test_eager_serves_where_triton_cannot_compile(monkeypatch):
 def test_the_build_is_kept(monkeypatch, tmp_path):
     if compiled.library() is None:
         pytest.skip("no C++ compiler")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
     compiled.library.cache_clear()
     try:
         assert compiled.library() is not None

@@ -7,7 +7,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 import convsim
 from closeness import assert_close
-from convsim.kernels import CONVOLUTIONS, KernelBank, conv_layers, kernel_bank
+from convsim.kernels import (
+    CONVOLUTIONS,
+    KernelBank,
+    conv_layers,
+    kernel_bank,
+    selected_modules,
+)
 
 TERMS = 2 * 3 * 3
 """The products in a pixel of the layers below, which tell what weight their forwards make."""
@@ -90,6 +96,49 @@ def test_selection(layers, expected):
         {"a": nn.Conv2d(1, 2, 3), "b": nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv1d(1, 2, 3))}
     )
     assert names(conv_layers(model, layers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("typo", r"No convolution is selected by layers='typo'\. The model's convolutions: 'stem'"),
+        (["stem", "typo"], r"No convolution is selected by 'typo' in layers=\['stem', 'typo'\]"),
+        (["stem", nn.Conv3d], "selected by <class '.*Conv3d'> in layers="),
+        (["stem", "stm"], "Did you mean 'stem'?"),
+        ("layr1.*", r"Did you mean 'layer1\.\*'"),
+        ("layer1", r"Did you mean .*'layer1\.\*'"),
+        (["stem", "relu"], "No convolution is selected by 'relu'"),
+        (nn.Conv1d, "selected by layers=<class '.*Conv1d'>"),
+        (lambda name, module: False, "No convolution is selected by layers=<function"),
+        ([], r"No convolution is selected by layers=\[\]"),
+        (3, "Layers are chosen by name patterns.*got 3"),
+        (["stem", 3], "got 3"),
+    ],
+    ids=str,
+)
+def test_a_filter_that_selects_nothing_is_named(layers, message):
+    model = nn.ModuleDict(
+        {"stem": nn.Conv2d(1, 2, 3), "relu": nn.ReLU(), "layer1": nn.Sequential(nn.Conv2d(2, 2, 3))}
+    )
+    for look in (conv_layers, convsim.Regularizer, convsim.initialize_):
+        with pytest.raises(convsim.ConvsimError, match=message):
+            look(model, layers=layers)
+    with pytest.raises(convsim.ConvsimError, match=message):
+        convsim.measure(model, [torch.zeros(1, 1, 8, 8)], layers=layers)
+
+
+def test_a_module_pattern_that_selects_nothing_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    x = [torch.randn(2, 1, 8, 8)]
+    with pytest.raises(convsim.ConvsimError, match=r"No module is selected by '9' in modules="):
+        convsim.measure(model, x, modules=["1", "9"])
+    assert len(selected_modules(model, None)) == 3
+
+
+def test_a_pattern_that_selects_only_frozen_layers_is_no_typo():
+    model = two_convolutions()
+    model[0].requires_grad_(False)
+    assert names(conv_layers(model, ["0", "2"], frozen=False)) == ["2"]
 
 
 def test_frozen_layers_can_be_left_out():

@@ -10,8 +10,10 @@ from scipy import stats
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.comparison import compare
 from convsim.lab.datasets import load_dataset
+from convsim.lab.doubts import doubts
 from convsim.lab.methods import parse_method
-from convsim.lab.presentation import html_page, markdown_table, rows, write_comparison
+from convsim.lab.paired import paired_tables
+from convsim.lab.presentation import comparison_table, html_page, rows, write_comparison
 from convsim.lab.records import append_record, read_records
 from convsim.lab.runs import Recipe
 from convsim.lab.summary import Estimate, summarize
@@ -45,7 +47,7 @@ def test_every_run_is_on_record_once(grid):
     assert {r["configuration"]["seed"] for r in tuning} == {1000, 1001}
     assert not any("test_accuracy" in r["result"] for r in tuning)
     assert [r["configuration"]["seed"] for r in records] == [0, 1, 0, 1]
-    assert not list((folder / "checkpoints").iterdir())
+    assert not (folder / "checkpoints").exists()
 
 
 def test_the_best_held_out_coefficient_is_used(grid):
@@ -133,8 +135,10 @@ def test_two_processes_give_the_same_grid(grid, digits, tmp_path):
 
 def fake_record(method, seed, curve, test, similarity):
     return {
+        "schema": 2,
         "configuration": {
             "method": {"name": method, "coefficients": []}, "seed": seed, "recipe": {"lr": 0.1},
+            "data": {"name": "photographs-train100-seed0"}, "looks_at_test": True,
         },
         "result": {
             "validation_accuracy": curve, "test_accuracy": test, "similarity": {"0": similarity},
@@ -158,18 +162,95 @@ def test_statistics_by_hand_and_by_scipy():
     assert new.accuracy_gain.mean == pytest.approx(0.06)
     assert new.accuracy_gain.mean - new.accuracy_gain.half_width == pytest.approx(paired.low)
     assert new.accuracy_gain.mean + new.accuracy_gain.half_width == pytest.approx(paired.high)
-    assert new.epochs_to_target.values == (1, 3, 2)  # the target is 0.6
+    assert new.epochs_to_target == 2  # the target is 0.6; seeds reach it after 1, never, 2
     assert new.reached == 2
     assert new.similarity_gain.mean == pytest.approx(-0.2)
     assert new.seconds == 2.5
     assert new.curve == pytest.approx((1.4 / 3, 2.0 / 3))
-    assert rows([control, new])[1][5] == "> 2.0"
+    assert rows([control, new])[1][5] == "2 (2 of 3)"
+
+
+def test_an_epoch_that_few_seeds_reach_is_censored():
+    records = [fake_record("none", s, [0.2, 0.6], 0.5, 0.4) for s in range(3)]
+    records += [fake_record("new", s, [0.1, 0.6 * (s == 0)], 0.5, 0.4) for s in range(3)]
+    control, new = summarize(records)
+    assert control.epochs_to_target == 2
+    assert new.epochs_to_target == np.inf
+    assert [row[5] for row in rows([control, new])] == ["2", "> 2 (1 of 3)"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "data", "one_class"),
+    [
+        (1, "cifar10-jpeg-train10000-seed0", True),
+        (1, "photographs", True),
+        (1, "digits-train400-seed0", False),
+        (1, "cifar10-train10000-seed0", False),
+        (2, "cifar10-jpeg-train10000-seed0", False),
+    ],
+)
+def test_tables_say_where_similarity_is_that_of_one_class(schema, data, one_class, tmp_path):
+    records = [fake_record(m, s, [0.5], 0.5, 0.4) for m in ("none", "new") for s in (0, 1)]
+    for record in records:
+        record["schema"] = schema
+        record["configuration"]["data"]["name"] = data
+    summaries = summarize(records)
+    assert [row[6] for row in rows(summaries)] == ["0.400" + " †" * one_class] * 2
+    paths = write_comparison(summaries, "title", "details", tmp_path)
+    for text in (*(path.read_text() for path in paths[1:]), paired_tables(records, "new")):
+        assert ("one class" in text) == one_class
+
+
+def test_similarity_on_other_images_is_not_compared():
+    records = [fake_record(m, s, [0.5], 0.5, 0.4) for m in ("none", "new") for s in (0, 1)]
+    records[3]["schema"] = 1
+    control, new = summarize(records)
+    assert new.similarity_gain is None
+    assert rows([control, new])[1][7] == "other images"
+    assert "| other images |" in paired_tables(records, "new")
+
+
+def test_paired_tables_by_hand():
+    records = [
+        fake_record(name, seed, [0.5], accuracy, similarity)
+        for name, results in {
+            "none": [(0.5, 0.4), (0.6, 0.5), (0.7, 0.6)],
+            "own": [(0.52, 0.3), (0.61, 0.4), (0.69, 0.2)],
+            "rival": [(0.5, 0.2), (0.61, 0.2)],
+        }.items()
+        for seed, (accuracy, similarity) in enumerate(results)
+    ]
+    tuning = fake_record("own", 1000, [0.9], 0.9, 0.9)
+    tuning["configuration"]["looks_at_test"] = False
+    first, second = paired_tables([tuning, *records], "own").split("\n\n")
+    half = stats.sem([2, 1, -1]) * stats.t.ppf(0.975, 2)
+    assert f"| none | +0.7 ± {half:.1f} | 2 of 3 | -0.200 ± " in first
+    assert "| rival | +1.0 ± 12.7 | 1 of 2 | +0.150 ± " in first
+    assert second.splitlines()[2:] == ["| control | 0.500 |", "| own | 0.300 |"]
+    with pytest.raises(ConvsimError, match=r"no method 'owl'.* Did you mean 'own'"):
+        paired_tables(records, "owl")
+
+
+def test_what_makes_results_worth_nothing_is_said(digits):
+    records = [
+        fake_record(m, s, [0.5], a, 0.1) for m, a in (("none", 0.1), ("new", 0.9)) for s in (0, 1)
+    ]
+    for record in records:
+        record["result"]["train_loss"] = [2.3, 1.0]
+    (said,) = doubts(records, digits)
+    assert said.startswith("Method 'none' is at chance: 10.0% of the test images")
+    assert "Differences to this control say nothing." in said
+    records[3]["result"]["train_loss"] = [2.3, 1e7]
+    assert doubts(records[2:], digits) == [
+        "Method 'new' diverged: the training loss ended at 1e+07 on 1 of 2 seeds, where guessing "
+        "has 2.3. Lower the learning rate or the coefficient."
+    ]
 
 
 def test_a_single_seed_has_no_interval():
     summaries = summarize([fake_record("none", 0, [0.5], 0.5, 0.1)])
     assert summaries[0].accuracy == Estimate(0.5, np.inf, (0.5,))
-    assert "±" not in markdown_table(summaries)
+    assert "±" not in comparison_table(summaries)
 
 
 def test_unpaired_records_are_refused():

@@ -975,7 +975,7 @@ def test_hostile_results(tmp_path, name):
     configuration = run.configuration()
 
     def read(path: Path, result: Any) -> Any:
-        line = {"key": run.key, "configuration": configuration, "result": result}
+        line = {"schema": 2, "key": run.key, "configuration": configuration, "result": result}
         path.write_text(json.dumps(line) + "\n")
         return summarize(list(run_all([run], path.parent).values()))
 

@@ -25,6 +25,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from convsim.errors import ConvsimWarning, DataError
+from convsim.home import home
 from convsim.lab import datasets
 from convsim.lab.datasets import DATASETS, ImageData, archive, cache, load, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
@@ -165,6 +166,20 @@ def test_subset_rejects(request_, message):
         numbered([5, 5], [2, 2]).subset(**request_)
 
 
+@pytest.mark.parametrize("count", [1, 3, 5, 10, 25, 49, 50, 99])
+def test_what_is_measured_is_of_all_classes_in_turn(count):
+    data = numbered([3] * 5, [10] * 5)  # sorted by class, as a folder of images is
+    drawn = data.to_measure(count)
+    assert len(drawn.test_labels) == min(count, 50)
+    assert torch.equal(data.test_labels[numbers(drawn.test_images)], drawn.test_labels)
+    for rounds in drawn.test_labels.split(5):  # each round has every class once
+        assert len(rounds.unique()) == len(rounds)
+    assert drawn.fingerprint == data.to_measure(count).fingerprint
+    if count >= 5:
+        same = data.subset(test=min(count, 50))
+        assert sorted(numbers(drawn.test_images)) == numbers(same.test_images)
+
+
 def test_hold_out_splits_the_training_part_and_drops_the_test_part():
     data = numbered([40] * 5, [3] * 5)
     split = data.hold_out(0.25, seed=1)
@@ -185,7 +200,12 @@ def test_hold_out_splits_the_training_part_and_drops_the_test_part():
         ([5, 5], 0.0, "between 0 and 1: got 0.0"),
         ([5, 5], 1.0, "between 0 and 1"),
         ([5, 5], float("nan"), "got nan"),
-        ([5, 5], 0.01, "got 0 for the train part"),
+        (
+            [5, 5],
+            0.1,
+            r"share must hold an image of each class: 10% of the 10 training images of 'n' are 1, "
+            r"for 2 classes\. Take 20 training images or more",
+        ),
         ([5, 1], 0.5, "leaves none of class 'c1'"),
     ],
 )
@@ -619,7 +639,10 @@ def test_root_from_the_environment(tmp_path, monkeypatch):
     load_dataset(str(pack(tmp_path / "data", layout(), ".tar")), progress=False)
     assert len(decoded(tmp_path / "home")) == 1
     monkeypatch.delenv("CONVSIM_HOME")
-    assert cache.default_root() == Path.home() / ".cache/convsim"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert home() == tmp_path / "caches" / "convsim"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert home() == Path.home() / ".cache/convsim"
 
 
 @pytest.mark.parametrize("form", ["folder", ".tar"])
@@ -656,6 +679,11 @@ def test_digits(open_):
 def test_unknown_source(source, open_):
     with pytest.raises(DataError, match=r"one of digits, cifar10, .*there is no"):
         open_(source)
+
+
+def test_a_misspelt_name_is_suggested(open_):
+    with pytest.raises(DataError, match=r"there is no 'digit'\. Did you mean 'digits'\?"):
+        open_("digit")
 
 
 class Python2Pickler(pickle._Pickler):

@@ -1,10 +1,18 @@
 """Models of other libraries and of the user's own modules, by name."""
 
+import re
+import sys
+
 import pytest
 import torch
 
+from convsim.cli import main
 from convsim.errors import ConvsimError, DataError
+from convsim.lab.datasets import load_dataset
+from convsim.lab.launchers import train_one
+from convsim.lab.methods import METHODS
 from convsim.lab.models import build_model
+from convsim.lab.runs import Recipe, Run
 
 FACTORY = """
 import torch
@@ -93,3 +101,39 @@ def test_own_models_have_no_published_weights():
         build_model("cnn", classes=10, pretrained=True)
     with pytest.raises(ConvsimError, match="a factory of yours"):
         build_model("a.b:c", classes=10, pretrained=True)
+
+
+@pytest.fixture
+def unfit_torchvision(tmp_path, monkeypatch):
+    """A torchvision that is installed and breaks when it is imported."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    about = tmp_path / "torchvision-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("unfit_torchvision")
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "transformers:resnet"])
+def test_a_torchvision_that_does_not_fit_is_one_sentence(name):
+    with pytest.raises(ConvsimError, match=UNFIT):
+        build_model(name, classes=2)
+
+
+@pytest.mark.usefixtures("unfit_torchvision")
+def test_training_names_a_torchvision_that_does_not_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convsim", "train", "digits", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert re.search(UNFIT, capsys.readouterr().err)
+    run = Run(METHODS["none"], 0, Recipe(), load_dataset("digits"))
+    with pytest.raises(ConvsimError, match=UNFIT):
+        train_one(run, tmp_path)
+
+
+UNFIT = r"torchvision 0\.1 does not fit torch .*operator nms does not exist.*pip install --upgrade"

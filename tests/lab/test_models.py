@@ -161,7 +161,8 @@ def test_equal_seeds_build_equal_weights():
     [
         ("resnet81", {}, r"Unknown model 'resnet81'\. Did you mean 'resnet18' or .* cnn, resnet18"),
         ("WRN28-10", {}, r"Did you mean 'wrn28-10'\?"),
-        ("wrn28-0", {}, "Unknown model 'wrn28-0'"),
+        ("wrn28-0", {}, "K in 'wrn28-K' is a number of 1 or more, as in 'wrn28-10'; got 'wrn28-0'"),
+        ("wrn28-K", {}, "is a number of 1 or more, as in 'wrn28-10'; got 'wrn28-K'"),
         ("torchvision:", {}, "torchvision has no classifier ''"),
         ("", {}, r"Unknown model ''\. The models are cnn, "),
         ("cnn", {"width": 0}, r"width must be a positive integer; got 0\. Pass an int of 1"),

@@ -11,6 +11,7 @@ from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab import training
 from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.datasets import load_dataset
+from convsim.lab.measuring import measure_on
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.models import build_model
 from convsim.lab.runs import Recipe, Run
@@ -140,6 +141,24 @@ def test_tuning_does_not_look_at_test_data(digits):
     assert "similarity" not in record["result"]
 
 
+def test_similarity_is_measured_on_all_classes_of_a_set_sorted_by_class(digits):
+    by_class = digits.test_labels.argsort(stable=True)
+    test = {
+        "test_images": digits.test_images[by_class],
+        "test_labels": digits.test_labels[by_class],
+    }
+    data = replace(digits, fingerprint="", **test)
+    model, record = train(Run(METHODS["none"], 0, replace(TINY, epochs=1), data))
+    assert record["schema"] == 2
+    assert record["result"]["measured"] == {"images": 20, "classes": 10}
+    kept = data.hold_out(TINY.validation)  # whose mean and standard deviation training takes
+    part = {"train_images": kept.train_images, "train_labels": kept.train_labels}
+    again = measure_on(model, replace(data.to_measure(20), fingerprint="", **part))
+    assert {layer.name: layer.similarity for layer in again.layers} == pytest.approx(
+        record["result"]["similarity"], rel=1e-5
+    )
+
+
 def test_the_penalty_is_lowered_and_methods_differ(digits):
     none, _ = train(Run(METHODS["none"], 0, TINY, digits))
     strong, record = train(Run(parse_method("recommended@30"), 0, TINY, digits))
@@ -215,6 +234,12 @@ def test_the_optimizer_is_the_one_asked_for(digits, optimizer, name):
     effective = train(Run(METHODS["none"], 0, recipe, digits, test=False))[1]["effective"]
     assert effective["optimizer"] == name
     assert effective["weight_decay"] == 0.1
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(ConvsimError, match=r"momentum is SGD's: adam has none, and was given 0\.1"):
+        Recipe(optimizer="adam", momentum=0.1)
+    assert Recipe(optimizer="adam").optimizer == "adam"
 
 
 @pytest.mark.parametrize(

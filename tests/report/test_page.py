@@ -126,6 +126,17 @@ def test_before_and_after_side_by_side(open_page, report, later):
         assert page.locator("#heat figcaption").all_inner_texts()[0].startswith("before")
 
 
+def test_what_a_dead_map_leaves_undefined(open_page, silent):
+    page = open_page(silent.to_html())
+    assert "All maps are zero in 1.0: no similarity" in page.inner_text("#ranks")
+    page.select_option("#layer", "1")
+    assert "all its maps are zero on every image" in page.inner_text("#heat")
+    assert "all its maps are zero on every image" in page.inner_text("#pairs")
+    page.select_option("#layer", "2")
+    assert hover(page, 3, 1, 6) == "3 × 1: undefined, for a map is zero"
+    assert_tip(page, 2, 5, 2, 5, silent["2"].matrix)
+
+
 def test_names_are_text(open_page, report):
     evil = "</script><img src=x onerror=alert(1)><b>&amp;"
     layer = dataclasses.replace(report.layers[0], name=evil, kind="<i>Conv</i>")
@@ -200,3 +211,13 @@ def test_order_puts_like_filters_side_by_side():
     assert sorted(order) == list(range(8))
     ordered = group[order].tolist()
     assert sum(a != b for a, b in pairwise(ordered)) == 2
+
+
+def test_what_is_undefined_is_left_out_of_bins_and_comes_last_in_the_order():
+    matrix = torch.rand(10, 10)
+    matrix = matrix + matrix.T
+    matrix[1] = matrix[:, 1] = torch.nan
+    bins = binned(matrix, 4)
+    torch.testing.assert_close(bins[0, 1], matrix[[0, 2], 3:6].mean())
+    assert bins.isfinite().all()
+    assert similarity_order(matrix)[-1] == 1

@@ -22,16 +22,20 @@ from typer.core import TyperGroup
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, TrainImages, with_recipe
+from convsim.cli.shrink import shrink_command
 from convsim.cli.study import study_command
-from convsim.errors import ConvsimError, NonFiniteError
+from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
 from convsim.lab.comparison import compare
 from convsim.lab.datasets import ImageData, load_dataset
-from convsim.lab.files import locked, replacing
+from convsim.lab.doubts import diverged, doubts
+from convsim.lab.libraries import check_torchvision
 from convsim.lab.methods import METHODS, Method, parse_method
-from convsim.lab.presentation import terminal_table, write_comparison
+from convsim.lab.paired import paired_tables
+from convsim.lab.presentation import HEADER, details, note, rows, write_comparison
 from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
+from convsim.lab.tables import terminal_table
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -87,6 +91,7 @@ def _version(
 
 
 app.command("measure")(measure_command)
+app.command("shrink")(shrink_command)
 app.command("study")(study_command)
 
 
@@ -106,10 +111,11 @@ def train_command(
 
     Writes last.ckpt (after every epoch), model.safetensors and record.json to the folder, and
     prints the results as JSON. Under torchrun, processes share every batch and the first writes.
+    Exits with 3 if the loss ended far above that of guessing; the files are written all the same.
     """
-    from safetensors.torch import save  # noqa: PLC0415
-
-    from convsim.lab.training import train  # noqa: PLC0415 - Lightning takes seconds to import
+    check_torchvision()
+    from convsim.lab.checkpoints import save_result  # noqa: PLC0415 - Lightning takes seconds
+    from convsim.lab.training import train  # noqa: PLC0415
 
     chosen = parse_method(method)
     if len(chosen.coefficients) > 1:
@@ -128,16 +134,12 @@ def train_command(
         network, record = train(run_, folder, show)
     if not first:
         return
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    files = {
-        "model.safetensors": save(tensors),
-        "record.json": json.dumps(record, indent=1).encode(),
-    }
-    with locked(folder):
-        for name, content in files.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_bytes(content)
+    save_result(network, record, folder)
     print(json.dumps(record["result"], indent=1))
+    for doubt in doubts([record], run_.data):
+        say(doubt, head="Warning: ")
+    if diverged(record, run_.data):
+        raise typer.Exit(FAILED)
 
 
 @app.command("compare")
@@ -163,6 +165,15 @@ def compare_command(
         typer.Option(help="Processes of this machine, or a Ray cluster (the one at RAY_ADDRESS)."),
     ] = "local",
     train_images: TrainImages = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write paired.md: this method's differences to each other one, by seed."
+        ),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Whether to write the HTML page.")
+    ] = True,
 ) -> None:
     """Compare methods over seeds: accuracy, epochs to target, feature-map similarity, time.
 
@@ -170,10 +181,16 @@ def compare_command(
     the grid goes on where it was stopped. Writes comparison.png, comparison.md and comparison.html.
     """
     methods = [parse_method(name) for name in method]
+    if against is not None and against not in (names := [one.name for one in methods]):
+        raise ConvsimError(
+            f"--against takes one of the methods, {', '.join(names)}; got {against!r}."
+            f"{did_you_mean(against, names)}"
+        )
     images = load_dataset(data).subset(train=train_images, seed=0)
     _compare(
         images.name, images, recipe, methods, range(seeds), folder,
         tuning_seeds=tuning_seeds, learning_rates=tune_lr, jobs=jobs, launcher=launcher,
+        against=against, page=page,
     )  # fmt: skip
 
 
@@ -197,6 +214,9 @@ def _compare(
     methods: Sequence[Method],
     seeds: Sequence[int],
     folder: Path,
+    *,
+    against: str | None = None,
+    page: bool = True,
     **options: Any,
 ) -> None:
     with progress_bar() as progress:
@@ -208,19 +228,17 @@ def _compare(
 
         records = compare(images, recipe, methods, seeds, folder, report=report, **options)
     summaries = summarize(records)
-    where = records[0]["environment"]
-    details = (
-        f"{title}: {len(images.train_labels):,} training images of which "
-        f"{recipe.validation:.0%} are held out, {len(images.test_labels):,} test images; "
-        f"{recipe.model}, {records[0]['effective']['parameters']:,} parameters, {recipe.epochs} "
-        f"epochs, {len(seeds)} seeds. convsim {where['convsim']}, torch {where['torch']}, "
-        f"{where['processor']}, {where['threads']} threads, commit {str(where['commit'])[:8]}, "
-        f"{where['date']}."
-    )
-    paths = write_comparison(summaries, title, details, folder)
-    out.print(terminal_table(summaries, title))
+    found = doubts(records, images)
+    text = " ".join([details(records, title), *found])
+    paths = write_comparison(summaries, title, text, folder, page=page)
+    out.print(terminal_table(HEADER, rows(summaries), title=title, note=note(summaries)))
+    if against is not None:
+        paths.append(folder / "paired.md")
+        paths[-1].write_text(paired_tables(records, against), encoding="utf-8")
     for path in [folder / "records.jsonl", *paths]:
         say(f"wrote {path}")
+    for doubt in found:
+        say(doubt, head="Warning: ")
 
 
 def run() -> None:

@@ -86,8 +86,7 @@ def measure_command(
     earlier = None if before is None else _read(before)
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-    dataset = load_dataset(data)
-    dataset = dataset.subset(test=min(images, len(dataset.test_labels)))
+    dataset = load_dataset(data).to_measure(images)
     torch.manual_seed(0)
     network = build_model(
         model,
@@ -126,15 +125,14 @@ def measure_command(
 
 def _judge(report: RedundancyReport, most: float) -> None:
     """Exit with a finding if the model's maps are more alike than allowed, or a layer is dead."""
+    if report.silent:
+        say(f"All maps are zero in {', '.join(report.silent)}, which leaves no similarity there.")
+        raise typer.Exit(FOUND)
     if math.isnan(report.similarity):
         raise ConvsimError(
             "No measured layer has two maps of two pixels or more, so there is no similarity to "
             "hold against --max-similarity. Measure other layers, or larger images with --size."
         )
-    silent = [layer.name for layer in report.layers if layer.dead == layer.filters]
-    if silent:
-        say(f"All maps are zero in {', '.join(silent)}: low similarity says nothing there.")
-        raise typer.Exit(FOUND)
     if report.similarity <= most:
         return
     defined = [layer for layer in report.layers if not math.isnan(layer.similarity)]

@@ -18,7 +18,7 @@ MODEL = (
     "cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, timm:NAME, "
     "transformers:NAME, or package.module:factory."
 )
-Width = Annotated[int | None, typer.Option(help="Width of the model's first stage.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Width of the model's first stage.")]
 Norm = Annotated[Literal["batch", "none"] | None, typer.Option(help="Normalization.")]
 Activation = Annotated[
     Literal["relu", "elu", "leaky_relu"] | None, typer.Option(help="Activation.")

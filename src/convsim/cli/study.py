@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
 from convsim.cli.console import out, progress_bar, say
 from convsim.lab.files import locked
-from convsim.lab.presentation import as_text
 from convsim.lab.studies import STUDIES, run_study
+from convsim.lab.tables import terminal_table
 
 Name = Literal["orthogonality", "similarity", "pairs"]
 
@@ -37,14 +35,12 @@ def study_command(
     with locked(folder), progress_bar() as progress:
         task = progress.add_task("cases", total=len(study.cases))
         rows = run_study(study, count, folder, lambda done: progress.update(task, completed=done))
-    table = Table(
+    table = terminal_table(
+        [heading for heading, _, _ in study.columns],
+        [study.cells(row) for row in rows],
         title=f"{study.question} {count:,} draws each.",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    for heading, _, _ in study.columns:
-        table.add_column(heading, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(as_text, study.cells(row)))
+        note=study.legend,
+    )
     out.print(table)
     for written in ("records.jsonl", "table.md", "figure.png"):
         say(f"wrote {folder / written}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors.torch import save
+from torch import nn
 
 from convsim.errors import ConvsimError
-from convsim.lab.files import replacing
+from convsim.lab.files import locked, replacing
 from convsim.lab.records import Record
 from convsim.lab.runs import Run
 from convsim.lab.weights import read_checkpoint
@@ -64,7 +67,7 @@ class Bookkeeping(Callback):
     ) -> None:
         """Seed the epoch, which a resume repeats."""
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
-            seed = self.run.seed * 1_000_003 + trainer.current_epoch
+            seed = self.run.epoch_seed(trainer.current_epoch)
             torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,6 +102,24 @@ class Bookkeeping(Callback):
         """Go on from a checkpoint."""
         self.curve = list(state["curve"])
         self.initialization_seconds = state["initialization_seconds"]
+
+
+def save_result(network: nn.Module, record: Record, folder: Path) -> None:
+    """Write a trained network's model.safetensors and its record.json, each whole.
+
+    Raises:
+        ConvsimError: If another process owns the folder.
+        WriteError: If the folder cannot be written.
+    """
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    files = {
+        "model.safetensors": save(tensors),
+        "record.json": json.dumps(record, indent=1).encode(),
+    }
+    with locked(folder):
+        for name, content in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
 
 
 def finished_epochs(path: Path, run: Run) -> int:

@@ -101,7 +101,5 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def in_order(images: Tensor, labels: Tensor, batch_size: int = 500) -> DataLoader[Any]:
     """Load images (N, C, H, W) and labels (N,) batch by batch, in their order."""
-    batches = [
-        list(range(len(labels)))[i : i + batch_size] for i in range(0, len(labels), batch_size)
-    ]
-    return DataLoader(TensorDataset(images, labels), sampler=batches, batch_size=None)
+    batches = torch.arange(len(labels)).split(batch_size)
+    return DataLoader(TensorDataset(images, labels), sampler=list(batches), batch_size=None)

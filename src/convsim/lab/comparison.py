@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from convsim.lab.files import locked
 from convsim.lab.launchers import checkpoints, find_launcher
 from convsim.lab.methods import Method
 from convsim.lab.processes import processes
-from convsim.lab.records import Record, append_record, read_records, telling_damage
+from convsim.lab.records import Record, append_record, read_records, report_damaged_record
 from convsim.lab.runs import Recipe, Run
 
 TUNING_SEED = 1000
@@ -114,7 +114,7 @@ Candidate = tuple[Method, Recipe]
 
 def _score(runs: Sequence[Run], done: dict[str, Record]) -> float:
     """Average the final accuracy on the held-out share."""
-    with telling_damage("the tuning runs"):
+    with report_damaged_record("the tuning runs"):
         return fmean(done[run.key]["result"]["validation_accuracy"][-1] for run in runs)
 
 
@@ -158,6 +158,8 @@ def run_all(
                 shutil.rmtree(checkpoints(folder, run), ignore_errors=True)
                 if report is not None:
                     report(run, count, total)
+        with suppress(OSError):  # checkpoints of other runs stay, and so their folder
+            (folder / "checkpoints").rmdir()
     return done
 
 

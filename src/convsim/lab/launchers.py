@@ -15,13 +15,14 @@ import torch
 
 from convsim.errors import ConvsimError, NonFiniteError, require
 from convsim.lab.datasets import ImageData
+from convsim.lab.libraries import check_torchvision
 from convsim.lab.methods import Method
-from convsim.lab.records import Record, environment
+from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run
 
 Trained = Generator[tuple[Run, Record], None, None]
 Launcher = Callable[[Sequence[Run], Path, int], Trained]
-"""Trains runs, with checkpoints in a folder and so many at once; yields each that is finished."""
+"""Trains runs, at most `jobs` at a time, with checkpoints in a folder; yields each as it ends."""
 
 LOST_WORKERS = 5
 """How often Ray starts a run again whose worker died; it goes on from its last checkpoint."""
@@ -34,6 +35,7 @@ def checkpoints(folder: Path, run: Run) -> Path:
 
 def train_one(run: Run, folder: Path) -> Record:
     """Train a run of the grid in `folder`; a candidate of tuning that diverges scores 0."""
+    check_torchvision()
     from convsim.lab.training import train  # noqa: PLC0415 - Lightning takes seconds to import
 
     try:
@@ -42,10 +44,7 @@ def train_one(run: Run, folder: Path) -> Record:
         if run.test:
             raise
         result = {"validation_accuracy": [0.0], "diverged": str(error)}  # a candidate, not chosen
-        return {
-            "schema": 1, "key": run.key, "configuration": run.configuration(), "result": result,
-            "environment": environment(),
-        }  # fmt: skip
+        return run.record(result)
 
 
 def _on_this_machine(runs: Sequence[Run], folder: Path, jobs: int) -> Trained:

@@ -6,12 +6,33 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from convsim.errors import ConvsimError, DataError, require
+
+
+def check_torchvision() -> None:
+    """Import torchvision where it is installed, as Lightning, timm and transformers do.
+
+    Raises:
+        ConvsimError: If it does not fit the torch beside it.
+    """
+    if find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        raise ConvsimError(
+            f"torchvision {version('torchvision')} does not fit torch {version('torch')} "
+            f"({type(error).__name__}: {error}), and Lightning, timm and transformers import it. "
+            "Install two that fit, pip install --upgrade torch torchvision, or take it away, "
+            "pip uninstall torchvision."
+        ) from error
 
 
 def library_model(name: str, classes: int, channels: int, *, pretrained: bool = False) -> nn.Module:
@@ -28,7 +49,8 @@ def library_model(name: str, classes: int, channels: int, *, pretrained: bool = 
             without unpickling anything but tensors.
 
     Raises:
-        ConvsimError: If the library has no such model, or the factory fails or makes none.
+        ConvsimError: If the library has no such model, the factory fails or makes none, or
+            torchvision does not fit torch.
         DataError: If weights cannot be had.
         MissingExtraError: If the library is not installed.
     """
@@ -37,6 +59,7 @@ def library_model(name: str, classes: int, channels: int, *, pretrained: bool = 
         if pretrained:
             raise ConvsimError(f"{name!r} is a factory of yours: it loads its own weights.")
         return _from_factory(library, their_name)
+    check_torchvision()
     return LIBRARIES[library](their_name, classes, channels, pretrained)
 
 

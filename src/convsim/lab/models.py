@@ -116,6 +116,10 @@ def build_model(
         )
     if wide := re.fullmatch(r"wrn28-([1-9]\d*)", name):
         return _wide_resnet28(style, classes, channels, width or 16, int(wide[1]))
+    if name.startswith("wrn28"):
+        raise ConvsimError(
+            f"K in 'wrn28-K' is a number of 1 or more, as in 'wrn28-10'; got {name!r}."
+        )
     if name not in MODELS:
         known = [*MODELS, "wrn28-10", *(f"{library}:NAME" for library in LIBRARIES)]
         raise ConvsimError(

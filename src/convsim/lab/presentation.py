@@ -10,13 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from convsim.lab.methods import Coefficient
-from convsim.lab.summary import Estimate, Summary
-from convsim.report.page import content_policy, source_hash
+from convsim.lab.records import Record
+from convsim.lab.summary import Summary
+from convsim.lab.tables import markdown_table
+from convsim.report.html import content_policy, source_hash
 from convsim.visible import visible
 
 if TYPE_CHECKING:
@@ -37,10 +35,19 @@ HEADER = (
 NOTE = (
     "Mean over seeds ± half of its 95 % confidence interval. Accuracy: on test images; gain: its "
     "difference to the first row, in points, paired by seed. Epochs: until the first row's mean "
-    "final accuracy on held-out training images is reached (>: not by every seed). Similarity: "
-    "mean |cosine| of feature-map pairs on test images, over layers; change: its difference to the "
-    "first row, paired. Time: of training, median."
+    "final accuracy on held-out training images is reached, median over seeds, and by how many "
+    "seeds where not by all. Similarity: mean |cosine| of feature-map pairs on test images, over "
+    "layers; change: its difference to the first row, paired. Time: of training, median."
 )
+ONE_CLASS = (
+    " †: measured on the first test images of a set that is sorted by class, and so on one class "
+    "or few. Such values compare with each other, not with values on all classes."
+)
+
+
+def note(summaries: Sequence[Summary]) -> str:
+    """Say what the table's columns are, and what is to be known of these values."""
+    return NOTE + ONE_CLASS * any(summary.one_class for summary in summaries)
 
 
 def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
@@ -48,60 +55,41 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
 
     def row(summary: Summary) -> tuple[str, ...]:
         control = summary is summaries[0]
-        more = "> " if summary.reached < len(summary.accuracy.values) else ""
         return (
             summary.method,
             _coefficient(summary.coefficient),
             f"{summary.lr:g}",
-            f"{100 * summary.accuracy.mean:.1f}{_half(100 * summary.accuracy.half_width, 1)}",
-            "" if control else _signed(summary.accuracy_gain, 1, 100),
-            f"{more}{summary.epochs_to_target.mean:.1f}",
-            f"{summary.similarity.mean:.3f}",
-            "" if control else _signed(summary.similarity_gain, 3),
+            summary.accuracy.text(1, 100, sign=""),
+            "" if control else summary.accuracy_gain.text(1, 100),
+            _epochs(summary),
+            f"{summary.similarity.mean:.3f}{' †' * summary.one_class}",
+            _change(summary) if not control else "",
             f"{summary.seconds:.1f}",
         )
 
     return [row(summary) for summary in summaries]
 
 
+def comparison_table(summaries: Sequence[Summary]) -> str:
+    """Lay a comparison out as a table in Markdown."""
+    return markdown_table(HEADER, rows(summaries))
+
+
+def _epochs(summary: Summary) -> str:
+    """Show the median over seeds, censored where too few seeds reach the target."""
+    seeds, reached = len(summary.accuracy.values), summary.reached
+    middle = summary.epochs_to_target
+    text = f"{middle:g}" if math.isfinite(middle) else f"> {len(summary.curve)}"
+    return text if reached == seeds else f"{text} ({reached} of {seeds})"
+
+
+def _change(summary: Summary) -> str:
+    gain = summary.similarity_gain
+    return "other images" if gain is None else gain.text(3)
+
+
 def _coefficient(value: Coefficient | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:g}"
-
-
-def _signed(estimate: Estimate, digits: int, unit: float = 1) -> str:
-    return f"{unit * estimate.mean:+.{digits}f}{_half(unit * estimate.half_width, digits)}"
-
-
-def _half(width: float, digits: int) -> str:
-    return f" ± {width:.{digits}f}" if math.isfinite(width) else ""
-
-
-def terminal_table(summaries: Sequence[Summary], title: str) -> Table:
-    """Lay a comparison out for the terminal."""
-    table = Table(
-        title=as_text(title),
-        caption=NOTE,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for i, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for row in rows(summaries):
-        table.add_row(*map(as_text, row))
-    return table
-
-
-def as_text(text: str) -> Text:
-    """Keep a name from being read as rich's markup, or obeyed by the terminal."""
-    return Text(visible(text))
-
-
-def markdown_table(summaries: Sequence[Summary]) -> str:
-    """Lay a comparison out as a Markdown table."""
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(summaries)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def figure(summaries: Sequence[Summary], title: str) -> Figure:
@@ -138,7 +126,8 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
     accuracies.grid(axis="x", color="0.9")
     accuracies.invert_yaxis()
     accuracies.margins(y=0.1)
-    _label(layers, "Feature-map similarity (mean |cosine|)", "convolution, from the input")
+    images = ", one class" * any(s.one_class for s in summaries)
+    _label(layers, f"Feature-map similarity (mean |cosine|{images})", "convolution, from the input")
     depth = len(summaries[0].layers)
     layers.set_xticks(range(depth), [str(i + 1) for i in range(depth)])
     layers.set_ylim(bottom=0)
@@ -192,7 +181,7 @@ def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
 <h1>{escape(title)}</h1>
 <div><table><thead><tr>{"".join(f"<th>{escape(name)}</th>" for name in head)}</tr></thead>
 <tbody>{cells}</tbody></table></div>
-<p>{escape(NOTE)}</p>
+<p>{escape(note(summaries))}</p>
 <div><img alt="Learning curves, test accuracy by seed, and feature-map similarity by layer"
  src="data:image/png;base64,{picture}"></div>
 <p>{escape(details)}</p>
@@ -200,18 +189,34 @@ def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:
 """
 
 
+def details(records: Sequence[Record], title: str) -> str:
+    """Say what the runs of a comparison were trained on, how and where, from their records."""
+    first = records[0]
+    data, recipe = (first["configuration"][part] for part in ("data", "recipe"))
+    where, effective = first["environment"], first["effective"]
+    seeds = len({record["configuration"]["seed"] for record in records})
+    return (
+        f"{title}: {data['train']:,} training images of which {recipe['validation']:.0%} are held "
+        f"out, {data['test']:,} test images; {recipe['model']}, {effective['parameters']:,} "
+        f"parameters, {recipe['epochs']} epochs, {seeds} seeds, precision "
+        f"{effective['precision']}. convsim {where['convsim']}, torch {where['torch']}, "
+        f"{where['processor']}, {where['threads']} threads, commit {str(where['commit'])[:8]}, "
+        f"{where['date']}."
+    )
+
+
 def write_comparison(
-    summaries: Sequence[Summary], title: str, details: str, folder: Path
+    summaries: Sequence[Summary], title: str, details: str, folder: Path, *, page: bool = True
 ) -> list[Path]:
-    """Write comparison.png, .md and .html into a folder and return their paths."""
+    """Write comparison.png, .md and, where a page is wanted, .html; return their paths."""
     title, details = visible(title), visible(details)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "comparison.png"
+    picture, table = folder / "comparison.png", folder / "comparison.md"
     figure(summaries, title).savefig(picture, dpi=150)
-    table = folder / "comparison.md"
-    table.write_text(
-        f"# {title}\n\n{markdown_table(summaries)}\n{NOTE}\n\n{details}\n", encoding="utf-8"
-    )
-    page = folder / "comparison.html"
-    page.write_text(html_page(summaries, title, details), encoding="utf-8")
-    return [picture, table, page]
+    cells = comparison_table(summaries)
+    table.write_text(f"# {title}\n\n{cells}\n{note(summaries)}\n\n{details}\n", encoding="utf-8")
+    if not page:
+        return [picture, table]
+    html = folder / "comparison.html"
+    html.write_text(html_page(summaries, title, details), encoding="utf-8")
+    return [picture, table, html]

@@ -24,6 +24,21 @@ from convsim.version import __version__
 
 Record = dict[str, Any]
 
+SCHEMA = 2
+"""Of new records. In 1, feature maps were compared on the first test images, in the data's order:
+of one class, where the data are sorted by class."""
+
+
+def new_record(configuration: Record, result: Record) -> Record:
+    """Make a record of what came of a configuration here and now."""
+    return {
+        "schema": SCHEMA,
+        "key": record_key(configuration),
+        "configuration": configuration,
+        "result": result,
+        "environment": environment(),
+    }
+
 
 def record_key(configuration: Record) -> str:
     """Name a configuration by its content: 16 hexadecimal digits."""
@@ -89,7 +104,7 @@ def _no_record(path: Path, line: int, reason: str) -> ConvsimError:
 
 
 @contextlib.contextmanager
-def telling_damage(where: object) -> Iterator[None]:
+def report_damaged_record(where: object) -> Iterator[None]:
     """Name the place of records whose results are not what a run writes.
 
     Raises:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
-from convsim.lab.records import Record, record_key
+from convsim.lab.records import Record, new_record, record_key
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,18 @@ class Recipe:
         epochs: Passes over the training part.
         batch_size: Images per step.
         lr: The learning rate at the start.
-        momentum: SGD's momentum.
+        momentum: SGD's momentum; the other optimizers have none.
         weight_decay: The optimizer's weight decay.
         schedule: "cosine" (to zero over the epochs), "constant", or "steps" (a tenth after half and
             after three quarters of the epochs).
         validation: The share of the training part that is held out and scored after every epoch.
-        measured_images: How many test images feature-map similarity is measured on.
+        measured_images: How many test images feature-map similarity is measured on, drawn class by
+            class.
         optimizer: "sgd", "adam" or "adamw", the latter two with torch's own other settings.
         augment: Whether training images are cropped and mirrored at random.
+
+    Raises:
+        ConvsimError: For a momentum that the optimizer does not have.
     """
 
     model: str = "cnn"
@@ -46,6 +51,14 @@ class Recipe:
     measured_images: int = 256
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     augment: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that would have no effect."""
+        if self.optimizer != "sgd" and self.momentum != type(self).momentum:
+            raise ConvsimError(
+                f"momentum is SGD's: {self.optimizer} has none, and was given {self.momentum:g}. "
+                "Leave it out, or take sgd."
+            )
 
 
 @dataclass(frozen=True)
@@ -90,3 +103,11 @@ class Run:
     def key(self) -> str:
         """A name for the configuration."""
         return record_key(self.configuration())
+
+    def epoch_seed(self, epoch: int) -> int:
+        """Return what seeds an epoch, counted from 0, so that a resume repeats it."""
+        return self.seed * 1_000_003 + epoch
+
+    def record(self, result: Record) -> Record:
+        """Return what goes on record of a result."""
+        return new_record(self.configuration(), result)

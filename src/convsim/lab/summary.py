@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
+from typing import Literal
 
 from scipy.special import stdtrit
 
 from convsim.errors import ConvsimError
+from convsim.lab.datasets import DATASETS
 from convsim.lab.methods import Coefficient
-from convsim.lab.records import Record, telling_damage
+from convsim.lab.records import Record, report_damaged_record
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,34 @@ class Estimate:
         half = stdtrit(n - 1, 0.975) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
         return Estimate(fmean(values), float(half), tuple(values))
 
+    def text(self, digits: int, unit: float = 1, *, sign: str = "+") -> str:
+        """Write mean ± half width, in units of ``1 / unit``; "" as sign leaves a plus out.
+
+        Example:
+            >>> Estimate.of([0.01, 0.02]).text(1, 100)
+            '+1.5 ± 6.4'
+        """
+        mean = f"{unit * self.mean:{sign}.{digits}f}"
+        known = math.isfinite(self.half_width)
+        return f"{mean} ± {unit * self.half_width:.{digits}f}" if known else mean
+
+
+Images = Literal["by class", "in order", "one class"]
+"""Test images drawn class by class; the first ones; or the first ones of a set sorted by class."""
+
+
+def measured_images(record: Record) -> Images:
+    """Tell which test images a record's feature-map similarity was measured on.
+
+    Until schema 1 these were the first ones. Folders and archives of images are sorted by class, so
+    that they were of one class, or of the first few.
+    """
+    if record["schema"] > 1:
+        return "by class"
+    name = record["configuration"]["data"]["name"]
+    mixed = re.fullmatch(rf"({'|'.join(DATASETS)})(-(train|test|seed)\d+)*", name)
+    return "in order" if mixed else "one class"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -52,10 +83,11 @@ class Summary:
         accuracy: Test accuracy, in [0, 1].
         accuracy_gain: Its difference to the control's.
         epochs_to_target: Epochs until the held-out accuracy first reaches the control's mean final
-            one; a run that never does counts all its epochs plus one.
+            one, median over seeds; infinite where too few seeds reach it for a median.
         reached: How many seeds reached it.
         similarity: Feature-map similarity on test images, mean over layers.
-        similarity_gain: Its difference to the control's.
+        similarity_gain: Its difference to the control's; None if that was measured on others.
+        one_class: Whether similarity was measured on images of one class, or of a few.
         seconds: Time of training with its initialization, median over seeds.
         curve: Mean held-out accuracy after each epoch.
         layers: Feature-map similarity by layer, mean over seeds.
@@ -66,16 +98,22 @@ class Summary:
     lr: float
     accuracy: Estimate
     accuracy_gain: Estimate
-    epochs_to_target: Estimate
+    epochs_to_target: float
     reached: int
     similarity: Estimate
-    similarity_gain: Estimate
+    similarity_gain: Estimate | None
+    one_class: bool
     seconds: float
     curve: tuple[float, ...]
     layers: dict[str, float]
 
 
-@telling_damage("the comparison")
+def reported(records: Sequence[Record]) -> list[Record]:
+    """Take the records of runs that looked at test images; tuning does not."""
+    return [record for record in records if record["configuration"]["looks_at_test"]]
+
+
+@report_damaged_record("the comparison")
 def summarize(records: Sequence[Record]) -> list[Summary]:
     """Summarize the records of a comparison, the control's first.
 
@@ -89,6 +127,7 @@ def summarize(records: Sequence[Record]) -> list[Summary]:
         by_method.setdefault(name, {})[configuration["seed"]] = record["result"] | {
             "coefficient": next(iter(configuration["method"]["coefficients"]), None),
             "lr": configuration["recipe"]["lr"],
+            "measured_on": measured_images(record),
         }
     seeds = sorted(next(iter(by_method.values())))
     if any(sorted(results) != seeds for results in by_method.values()):
@@ -110,10 +149,11 @@ def _summary(
 
     def epochs(result: Record) -> float:
         curve: list[float] = result["validation_accuracy"]
-        return next((i for i, score in enumerate(curve, 1) if score >= target), len(curve) + 1)
+        return next((i for i, score in enumerate(curve, 1) if score >= target), math.inf)
 
     accuracy, accuracy_gain = of(lambda r: float(r["test_accuracy"]))
     similarity, similarity_gain = of(lambda r: fmean(r["similarity"].values()))
+    measured_on = {r["measured_on"] for r in (*results, *control)}
     curves = zip(*(r["validation_accuracy"] for r in results), strict=True)
     return Summary(
         method=name,
@@ -121,10 +161,11 @@ def _summary(
         lr=results[0]["lr"],
         accuracy=accuracy,
         accuracy_gain=accuracy_gain,
-        epochs_to_target=of(epochs)[0],
+        epochs_to_target=median(map(epochs, results)),
         reached=sum(max(r["validation_accuracy"]) >= target for r in results),
         similarity=similarity,
-        similarity_gain=similarity_gain,
+        similarity_gain=similarity_gain if len(measured_on) == 1 else None,
+        one_class=any(r["measured_on"] == "one class" for r in results),
         seconds=median(r["seconds"] + r["initialization_seconds"] for r in results),
         curve=tuple(map(fmean, curves)),
         layers={

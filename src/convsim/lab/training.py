@@ -31,7 +31,7 @@ from convsim.lab.classifier import Classifier, accuracy, in_order
 from convsim.lab.files import locked
 from convsim.lab.models import build_model
 from convsim.lab.processes import Processes, processes
-from convsim.lab.records import Record, environment
+from convsim.lab.records import Record
 from convsim.lab.runs import Run
 from convsim.redundancy import measure
 
@@ -42,8 +42,8 @@ class _ShuffledBatches(Sampler[list[int]]):
     Of each list every process takes its share.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, ours: Processes) -> None:
-        self.count, self.batch_size, self.seed, self.ours = count, batch_size, seed, ours
+    def __init__(self, count: int, run: Run, ours: Processes) -> None:
+        self.count, self.batch_size, self.run, self.ours = count, run.recipe.batch_size, run, ours
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,7 +53,7 @@ class _ShuffledBatches(Sampler[list[int]]):
         return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.run.epoch_seed(self.epoch))
         order = torch.randperm(self.count, generator=generator)
         return (self.ours.share(batch.tolist()) for batch in order.split(self.batch_size))
 
@@ -110,7 +110,7 @@ def _train(
     if method.regularizer is not None:
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
     classifier = Classifier(model, recipe, split.train_images)
-    batches = _ShuffledBatches(len(split.train_labels), recipe.batch_size, run.seed, ours)
+    batches = _ShuffledBatches(len(split.train_labels), run, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _as_a_library():
         trainer = Trainer(
@@ -140,12 +140,8 @@ def _train(
     classifier.eval()
 
     record = {
-        "schema": 1,
-        "key": run.key,
-        "configuration": run.configuration(),
-        "result": _result(run, classifier, bookkeeping),
+        **run.record(_result(run, classifier, bookkeeping)),
         "effective": _effective(trainer, classifier, callbacks),
-        "environment": environment(),
     }
     return classifier.model, record
 
@@ -162,14 +158,17 @@ def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Recor
     }
     if run.test:
         result["test_accuracy"] = accuracy(classifier, run.data.test_images, run.data.test_labels)
+        looked_at = run.data.to_measure(run.recipe.measured_images)
         report = measure(
-            classifier,
-            in_order(run.data.test_images[: run.recipe.measured_images],
-                      run.data.test_labels[: run.recipe.measured_images], batch_size=64),
-        )  # fmt: skip
+            classifier, in_order(looked_at.test_images, looked_at.test_labels, batch_size=64)
+        )
+        result["measured"] = {
+            "images": len(looked_at.test_labels),
+            "classes": len(looked_at.test_labels.unique()),
+        }
         result["similarity"] = {
             layer.name.removeprefix("model."): layer.similarity
-            for layer in report.layers if layer.filters > 1 and layer.pixels > 1
+            for layer in report if not math.isnan(layer.similarity)
         }  # fmt: skip
     return result
 

@@ -127,7 +127,12 @@ def test_a_study_resumes_and_fills_its_table(tmp_path, name):
     before = read_records(tmp_path / "records.jsonl")
     assert run_study(study, 3, tmp_path) == rows
     assert read_records(tmp_path / "records.jsonl") == before
-    assert len((tmp_path / "table.md").read_text().splitlines()) == 4 + len(rows)
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 4 + len(rows) + 2
+    for heading, *_ in study.columns:  # the legend explains what does not explain itself
+        assert heading in ("inputs", "axes", "channels", "padding", "filters", "after", "±") or (
+            heading.lower() in table[-1].lower()
+        )
     assert (tmp_path / "figure.png").stat().st_size > 5000
     for row in rows:
         assert 0 <= row["rises"] <= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +16,10 @@ from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.files import replacing
 
 # Part of every file name: raise it when decoding changes.
-FORMAT = 1
+FORMAT = 2
 
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 _warned: set[Path] = set()
-
-
-def default_root() -> Path:
-    """Return ``$CONVSIM_HOME``, or ``~/.cache/convsim`` where it is unset or empty."""
-    return Path(os.environ.get("CONVSIM_HOME") or "~/.cache/convsim").expanduser()
 
 
 def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> ImageData:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +97,36 @@ class ImageData:
             return self
         return replace(self, name=f"{self.name}{drawn}-seed{seed}", fingerprint="", **changes)
 
+    def to_measure(self, images: int) -> ImageData:
+        """Draw the test images that feature maps are compared on, class by class, with seed 0.
+
+        Every class keeps its share, as in `subset`; fewer images than classes are of as many
+        classes. The classes take turns in the result, so that its first images are of many.
+
+        Args:
+            images: How many; all if there are fewer.
+
+        Returns:
+            A data set with another test part; its name says what was drawn.
+        """
+        labels = self.test_labels
+        count = min(images, len(labels))
+        present = labels.unique()
+        if count < len(present):
+            generator = torch.Generator().manual_seed(0)
+            chosen = present[torch.randperm(len(present), generator=generator)[:count]]
+            drawn = torch.stack([(labels == label).nonzero()[0, 0] for label in chosen])
+        else:
+            drawn = stratified(labels, count, seed=0, where=f"the test part of {self.name!r}")
+        drawn = drawn[_taking_turns(labels[drawn])]
+        return replace(
+            self,
+            name=f"{self.name}-test{count}-seed0",
+            test_images=self.test_images[drawn],
+            test_labels=labels[drawn],
+            fingerprint="",
+        )
+
     def hold_out(self, fraction: float, seed: int = 0) -> ImageData:
         """Replace the test part by a stratified validation share of the training part.
 
@@ -119,7 +150,13 @@ class ImageData:
                 f"Pass for example 0.1."
             )
         labels = self.train_labels
-        count = round(fraction * len(labels))
+        count, present = round(fraction * len(labels)), len(labels.unique())
+        if count < present:
+            raise DataError(
+                f"The validation share must hold an image of each class: {fraction:.0%} of the "
+                f"{len(labels)} training images of {self.name!r} are {count}, for {present} "
+                f"classes. Take {math.ceil(present / fraction)} training images or more."
+            )
         held = stratified(labels, count, seed=seed, where=f"the train part of {self.name!r}")
         keep = torch.ones(len(labels), dtype=torch.bool)
         keep[held] = False
@@ -178,6 +215,15 @@ def stratified(labels: Tensor, count: int, *, seed: int, where: str) -> Tensor:
         members = (labels == label).nonzero().flatten()
         drawn.append(members[torch.randperm(size, generator=generator)[: int(quota[label])]])
     return torch.cat(drawn).sort().values
+
+
+def _taking_turns(labels: Tensor) -> Tensor:
+    """Return the indices of labels (N,) in rounds: the first of every class, then the second."""
+    grouped = labels.argsort(stable=True)
+    sizes = torch.bincount(labels)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    turn = torch.arange(len(labels)) - starts  # an image's place among those of its class
+    return grouped[turn.argsort(stable=True)]
 
 
 def _check_part(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: str) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from convsim.errors import DataError
+from convsim.errors import DataError, did_you_mean
+from convsim.home import home
 from convsim.lab.datasets.archive import read_tar, sha256
-from convsim.lab.datasets.cache import cached, default_root
+from convsim.lab.datasets.cache import cached
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.digits import load_digits
 from convsim.lab.datasets.download import RemoteFile, fetch
@@ -32,13 +33,11 @@ class NamedDataset:
     """What a name stands for.
 
     Attributes:
-        about: One line for listings.
         files: What to download.
         decode: Makes the data set of the downloaded files; called with their paths, and ``name``
             and ``progress`` as keywords.
     """
 
-    about: str
     files: tuple[RemoteFile, ...]
     decode: Callable[..., ImageData]
 
@@ -58,22 +57,18 @@ def _idx_files(folder: str, *md5: str) -> tuple[RemoteFile, ...]:
 
 DATASETS: dict[str, NamedDataset] = {
     "digits": NamedDataset(
-        "1,797 handwritten digits, 8×8 grey, 10 classes; no download",
         (),
         lambda paths, name, progress: load_digits(),
     ),
     "cifar10": NamedDataset(
-        "60,000 photographs, 32×32 RGB, 10 classes",
         (RemoteFile(_TORONTO + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         functools.partial(decode_cifar, layout=CIFAR10),
     ),
     "cifar100": NamedDataset(
-        "60,000 photographs, 32×32 RGB, 100 classes",
         (RemoteFile(_TORONTO + "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
         functools.partial(decode_cifar, layout=CIFAR100),
     ),
     "mnist": NamedDataset(
-        "70,000 handwritten digits, 28×28 grey, 10 classes",
         _idx_files(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -84,7 +79,6 @@ DATASETS: dict[str, NamedDataset] = {
         functools.partial(decode_mnist, classes=tuple("0123456789")),
     ),
     "fashion-mnist": NamedDataset(
-        "70,000 articles of clothing, 28×28 grey, 10 classes",
         _idx_files(
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -124,7 +118,7 @@ def load_dataset(
     Args:
         source: A key of ``DATASETS``, or a path; write ``./digits`` for a folder of that name.
         root: Folder for downloads and decoded data sets. Defaults to the environment variable
-            CONVSIM_HOME, or ``~/.cache/convsim`` without it.
+            CONVSIM_HOME, or ``~/.cache/convsim`` without it, as `convsim.home.home` has it.
         progress: Whether to show bars on stderr.
 
     Returns:
@@ -140,7 +134,7 @@ def load_dataset(
         >>> data.train_images.shape, data.test_images.shape, data.train_images.dtype
         (torch.Size([1297, 1, 8, 8]), torch.Size([500, 1, 8, 8]), torch.uint8)
     """
-    root = Path(root).expanduser() if root is not None else default_root()
+    root = Path(root).expanduser() if root is not None else home()
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text in DATASETS:
@@ -152,7 +146,8 @@ def load_dataset(
     else:
         raise DataError(
             f"A data set must be one of {', '.join(DATASETS)}, or the path of a folder or tar "
-            f"archive with the layout {LAYOUT}: there is no {text!r}. Check the spelling."
+            f"archive with the layout {LAYOUT}: there is no {text!r}."
+            f"{did_you_mean(text, DATASETS) or ' Check the spelling.'}"
         )
     return cached(key, _stem(path), root, functools.partial(decode, path, progress))
 

@@ -40,6 +40,13 @@ def minimize(filters_GMCk: Tensor, name: str, steps: int = STEPS) -> Tensor:
     return filters.detach()
 
 
+CHANGE = (
+    "Change: of the mean. Rises in: the share of draws in which it rises, ± half of the 95 % "
+    "interval. 5 %, median, 95 %: quantiles over draws of the difference, where given."
+)
+"""What a table's columns of `change` say."""
+
+
 def change(before_G: Tensor, after_G: Tensor) -> dict[str, float]:
     """Summarise a quantity before and after: means, their ratio, quantiles, how often it rose."""
     difference = after_G - before_G

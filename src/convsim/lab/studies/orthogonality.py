@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convsim.lab.studies.draws import INPUTS, Setting, draw, feature_maps, mean_cosine
 from convsim.lab.studies.figures import change_figure
-from convsim.lab.studies.minimization import change, minimize
+from convsim.lab.studies.minimization import CHANGE, change, minimize
 from convsim.lab.studies.study import Row, Study
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ COLUMNS = (
     ("5 %", "low", "+.3f"), ("median", "median", "+.3f"), ("95 %", "high", "+.3f"),
 )  # fmt: skip
 
+LEGEND = (
+    "Kernels: drawn from U(0, 1) or N(0, 1). Size: of the kernel along each of its axes. Kernel "
+    "cosine, map cosine: mean |cosine| of the two filters and of their two feature maps, over "
+    "draws, and after minimisation. "
+)
+
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Draw, by case, the change of the maps' cosine (5 %, median, 95 %) and how often it rises."""
@@ -105,5 +111,6 @@ ORTHOGONALITY = Study(
     CASES,
     answer,
     COLUMNS,
+    LEGEND + CHANGE,
     figure,
 )

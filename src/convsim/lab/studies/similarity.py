@@ -18,7 +18,7 @@ from convsim.lab.studies.draws import (
     mean_cosine,
 )
 from convsim.lab.studies.figures import change_figure
-from convsim.lab.studies.minimization import change, minimize
+from convsim.lab.studies.minimization import CHANGE, change, minimize
 from convsim.lab.studies.study import Row, Study
 from convsim.similarity.certificate import certified_cosines
 
@@ -118,6 +118,16 @@ COLUMNS = (
     ("above the bound", "violations", "d"),
 )  # fmt: skip
 
+LEGEND = (
+    "Minimised: Convolutional Similarity of the filters as they are (raw), the same with each "
+    "filter scaled back to its first norm, or of unit filters. Kernels: drawn from U(0, 1) or "
+    "N(0, 1). Size: of the kernel along each of its axes. Activation: after which maps are "
+    "compared. Adversarial: whether inputs are chosen to make the maps alike. Map cosine: mean "
+    "|cosine| of the two feature maps over draws, and after minimisation. Inner product, norm "
+    "product: change of the mean |inner product| of the maps and of the product of their norms. "
+    "Above the bound: draws whose inner product exceeds the certificate. "
+)
+
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Draw, by case, the change of the maps' cosine (5 %, median, 95 %) and how often it rises."""
@@ -137,5 +147,6 @@ SIMILARITY = Study(
     CASES,
     answer,
     COLUMNS,
+    LEGEND + CHANGE,
     figure,
 )

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from convsim.lab.records import (
     Record,
     append_record,
-    environment,
+    new_record,
     read_records,
     record_key,
-    telling_damage,
+    report_damaged_record,
 )
+from convsim.lab.tables import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ class Study:
         cases: Dataclass instances, each of which decides one row together with the number of draws.
         run: Answers one case with a number of draws.
         columns: (heading, key, format) of the table; keys of the case or of the answer.
+        legend: What the columns say, in sentences.
         figure: Draws all rows.
         draws: How many draws a case takes; `quick` of them for a first look.
         quick: See `draws`.
@@ -42,6 +44,7 @@ class Study:
     cases: Sequence[Any]
     run: Callable[[Any, int], Row]
     columns: tuple[tuple[str, str, str], ...]
+    legend: str
     figure: Callable[[Sequence[Row]], Figure]
     draws: int = 1000
     quick: int = 50
@@ -75,21 +78,15 @@ def run_study(
         configuration: Record = {"study": study.name, "draws": draws, "case": asdict(case)}
         key = record_key(configuration)
         if key not in known:
-            known[key] = {
-                "schema": 1,
-                "key": key,
-                "configuration": configuration,
-                "result": study.run(case, draws),
-                "environment": environment(),
-            }
+            known[key] = new_record(configuration, study.run(case, draws))
             append_record(path, known[key])
-        with telling_damage(path):
+        with report_damaged_record(path):
             rows.append(asdict(case) | known[key]["result"])
             study.cells(rows[-1])
         progress(number)
-    head = [heading for heading, _, _ in study.columns]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *map(study.cells, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    (folder / "table.md").write_text(f"{study.question}\n\n{table}\n", encoding="utf-8")
+    table = markdown_table([heading for heading, _, _ in study.columns], [*map(study.cells, rows)])
+    (folder / "table.md").write_text(
+        f"{study.question}\n\n{table}\n{study.legend}\n", encoding="utf-8"
+    )
     study.figure(rows).savefig(folder / "figure.png", dpi=120)
     return rows
