@@ -142,7 +142,7 @@ def test_certificate_holds_on_random_inputs(stride, dilation, channels, transpos
         assert abs(product_of_maps) <= bound.item() * norm * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("difference", "reached"), [(3.0, 0.2), (0.3, 0.8)])
+@pytest.mark.parametrize(("difference", "reached"), [(3.0, 0.05), (0.3, 0.5)])
 def test_certificate_holds_against_an_adversary(difference, reached):
     """Ascend the ratio of the certificate's two sides, by torch's own convolution.
 
