@@ -282,7 +282,7 @@ def test_the_build_is_kept(monkeypatch, tmp_path):
     compiled.library.cache_clear()
     try:
         assert compiled.library() is not None
-        (built,) = (tmp_path / "convsim").iterdir()
+        (built,) = tmp_path.iterdir()
         written = built.stat().st_mtime_ns
         compiled.library.cache_clear()
         assert compiled.library() is not None
