@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError, require
 from convsim.kernels import KernelBank, LayerFilter, conv_layers
-from convsim.penalties import Penalty, preset
+from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.similarity import filter_norms
 
 
@@ -80,7 +80,12 @@ def initialize_(
     """
     chosen = preset(penalty)
     minimised = chosen.initialization or chosen.penalty
-    _check_options(steps, lr, minimised)
+    if isinstance(minimised, ActivationPenalty):
+        raise ConvsimError(
+            f"{minimised} needs feature maps, and there are no images before training. Take a "
+            'penalty on the kernels alone, such as "recommended" or "crossed".'
+        )
+    _check_options(steps, lr)
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
     banks: dict[str, KernelBank] = {}
     write: dict[str, Callable[[Tensor], None]] = {}
@@ -134,16 +139,11 @@ def initialize_(
     return InitializationHistory(dict(zip(banks, columns, strict=True)), ratio)
 
 
-def _check_options(steps: int, lr: float, minimised: Penalty) -> None:
+def _check_options(steps: int, lr: float) -> None:
     if not isinstance(steps, int) or steps < 0:
         raise ConvsimError(f"steps must be an integer ≥ 0; got {steps!r}.")
     if not isinstance(lr, int | float) or not math.isfinite(lr) or lr <= 0:
         raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
-    if minimised.windows:
-        raise ConvsimError(
-            f"{minimised} needs what layers read, and there are no images before training. Take a "
-            'penalty on the kernels alone, such as "recommended" or "crossed".'
-        )
 
 
 def _norms(filters_GMCk: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest dtype that a device computes in: float64, but on MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class _Setting(NamedTuple):
     """One of torch's settings of the precision of float32 products, and its full value."""
 

@@ -33,7 +33,7 @@ def recomputes_weight(module: nn.Module) -> bool:
     return own_forward or hooked
 
 
-def weight_in_forward(name: str, module: Any, average: bool = False) -> Tensor:
+def weight_in_forward(name: str, module: Any) -> Tensor:
     """Run the layer's own forward as far as its convolution, as weight standardisation needs.
 
     Parameters that are sharded are gathered for it.
@@ -44,7 +44,7 @@ def weight_in_forward(name: str, module: Any, average: bool = False) -> Tensor:
             "fully_shard is applied to the layer itself: apply it to the module around it instead."
         )
     gathered = {
-        own: gather(parameter, average=average)
+        own: gather(parameter)
         for own, parameter in module.named_parameters()
         if is_sharded(parameter)
     }

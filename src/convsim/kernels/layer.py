@@ -34,6 +34,11 @@ class ConvLayer:
         """Whether the weight that convolves is computed from other parameters."""
         return recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
 
+    @property
+    def trains(self) -> bool:
+        """Whether the weight, or something that it is computed from, requires a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     def parameters(self) -> list[nn.Parameter]:
         """List the weight's parameter, or those that it is computed from."""
         return [
@@ -53,21 +58,20 @@ class ConvLayer:
         """
         return self.read()[0]
 
-    def read(self, *, shares: bool = False, average: bool = False) -> tuple[Tensor, Share | None]:
+    def read(self, *, shares: bool = False) -> tuple[Tensor, Share | None]:
         """Read the weight, or with `shares` only this rank's filters and where the others are.
 
         Shares exist where a weight is sharded between whole filters, and groups; any other is read
-        as by `weight`. Gradients of a gathered one must be the same on all ranks, or with `average`
-        become their mean.
+        as by `weight`.
         """
         module: Any = self.module
-        weight = self._own_weight(average)
+        weight = self._own_weight()
         if not is_sharded(weight):
             return weight, None
         by_filters = shares and not module.transposed  # its first axis is input channels
         share = share_of(weight, module.groups) if by_filters else None
         if share is None:
-            return gather(weight, average=average), None
+            return gather(weight), None
         return local_filters(weight, share), share
 
     def outline(self) -> KernelBank:
@@ -75,12 +79,12 @@ class ConvLayer:
         weight = self._own_weight()
         return self.bank(torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
 
-    def _own_weight(self, average: bool = False) -> Tensor:
+    def _own_weight(self) -> Tensor:
         module: Any = self.module
         refuse_flat_shard(self.name, module)
         apart = self.parametrized and any(map(is_sharded, module.parameters()))
         if recomputes_weight(module) or apart:
-            return weight_in_forward(self.name, module, average)
+            return weight_in_forward(self.name, module)
         weight: Tensor = module.weight
         return weight
 

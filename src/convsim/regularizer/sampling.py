@@ -1,0 +1,209 @@
+"""Feature maps at sampled positions, whose gradient enters that of the maps in place.
+
+A penalty reads S positions of maps that may have a hundred thousand. Plain indexing would send back
+a tensor of zeros as large as the maps, to be written, filled and added at every layer. Here the
+gradient of the samples waits until that of the maps arrives from the loss, and is added to it at
+the S positions. Both are one backward pass of autograd's, so whatever is done to the loss' gradient
+(a scale, an accumulation, an average over ranks) is done to the penalty's.
+
+Shape suffixes: N images, M maps, S samples.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import gcd, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsim.caching import kept, tensors_are_real
+from convsim.precision import at_least_float32, exact_dtype
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+def sample_maps(
+    maps_NMx: Tensor, count: int, balance: Balance | None = None
+) -> tuple[Tensor, Arrival | None]:
+    """Read a layer's maps (N, M, …) at positions spread evenly over images and pixels.
+
+    Nothing is drawn at random: a training batch is shuffled already, and training stays
+    reproducible.
+
+    Args:
+        maps_NMx: The maps.
+        count: At how many positions; at all if there are no more.
+        balance: Where to weigh gradients instead of adding them, while it is pending.
+
+    Returns:
+        (S, M), float64 for float64 maps and float32 for any other, differentiable, also twice; and
+        where their gradient meets that of the maps, None where it is sent back as by indexing.
+    """
+    index = _positions(maps_NMx.shape[:1] + maps_NMx.shape[2:], count, maps_NMx.device)
+    plain = torch.compiler.is_compiling() or not tensors_are_real()
+    if plain or not (torch.is_grad_enabled() and maps_NMx.requires_grad):
+        return _read(maps_NMx, index), None
+    arrival = Arrival(maps_NMx, index, balance)
+    maps_NMx.register_hook(arrival)
+    samples_SM: Tensor = _Samples.apply(maps_NMx, index, arrival)  # type: ignore[no-untyped-call]
+    return samples_SM, arrival
+
+
+def _read(maps_NMx: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    return at_least_float32(maps_NMx.movedim(1, -1)[index])
+
+
+class _Samples(torch.autograd.Function):
+    """Read samples, and leave their gradient where that of the maps will pass."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_NMx: Tensor, index: tuple[Tensor, ...], arrival: Arrival) -> Tensor:
+        ctx.arrival = arrival  # not saved as tensors: activation checkpointing counts those
+        return _read(maps_NMx, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SM: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.arrival.wait_for(gradient_SM), None, None
+
+
+class Balance:
+    """The squared lengths of the loss' gradient and of the penalty's, summed over maps.
+
+    Attributes:
+        pending: Whether to weigh, and add nothing.
+    """
+
+    def __init__(self, pending: bool) -> None:
+        self.pending = pending
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._squares: list[tuple[Tensor, ...]] = []
+
+    @property
+    def weighed(self) -> bool:
+        """Whether there is anything to compare."""
+        return bool(self._squares)
+
+    def weigh(self, loss: Tensor, penalty: Tensor) -> None:
+        """Add the gradients at one layer's maps."""
+        exact = exact_dtype(loss.device)
+        squares = (torch.linalg.vector_norm(g, dtype=exact).square() for g in (loss, penalty))
+        self._squares.append((*squares,))
+
+    def lengths(self) -> tuple[float, float]:
+        """Return the two lengths, over all ranks."""
+        device = self._squares[0][0].device
+        sums = torch.stack([torch.stack(pair).to(device) for pair in self._squares]).sum(0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        loss, penalty = sums.sqrt().tolist()
+        return loss, penalty
+
+
+class Arrival:
+    """What is called when the gradient of maps is complete, before it goes on to their layer.
+
+    Attributes:
+        passed: Whether it has been called.
+    """
+
+    passed = False
+
+    def __init__(
+        self, maps_NMx: Tensor, index: tuple[Tensor, ...], balance: Balance | None
+    ) -> None:
+        self._shape, self._dtype, self._device = maps_NMx.shape, maps_NMx.dtype, maps_NMx.device
+        self._index, self._balance = index, balance
+        self._waiting_SM: Tensor | None = None
+
+    def wait_for(self, gradient_SM: Tensor) -> Tensor | None:
+        """Keep the samples' gradient; with create_graph=True, return it as one of the maps."""
+        if torch.is_grad_enabled():
+            zeros_NMx = gradient_SM.new_zeros(self._shape)
+            rows_NxM = zeros_NMx.movedim(1, -1).index_put(self._index, gradient_SM)
+            return rows_NxM.movedim(-1, 1).to(self._dtype)
+        waiting_SM, self._waiting_SM = self._waiting_SM, gradient_SM
+        if waiting_SM is not None:  # two backward passes at once
+            self._waiting_SM = waiting_SM + gradient_SM
+        return None
+
+    def __call__(self, gradient_NMx: Tensor | None) -> Tensor | None:
+        """Add what waits; None where the loss does not reach the maps."""
+        self.passed = True
+        own_SM, self._waiting_SM = self._waiting_SM, None
+        if own_SM is None:
+            return None
+        if self._balance is not None and self._balance.pending:
+            if gradient_NMx is not None:
+                self._balance.weigh(gradient_NMx, own_SM)
+            return None
+        if gradient_NMx is None:
+            gradient_NMx = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+        elif not _is_nobody_elses(gradient_NMx):
+            gradient_NMx = gradient_NMx.clone()
+        rows_NxM = gradient_NMx.movedim(1, -1)
+        # Positions are distinct, so reading, adding and writing back is safe, and faster than to
+        # accumulate.
+        rows_NxM[self._index] = (rows_NxM[self._index] + own_SM).to(gradient_NMx.dtype)
+        return gradient_NMx
+
+
+def _is_nobody_elses(gradient: Tensor) -> bool:
+    """Tell whether a gradient can be written to: autograd may hand one tensor to two layers.
+
+    A residual sum does so, and views (of a concatenation, of an expanded scalar) share memory.
+    """
+    if 0 in gradient.stride() or type(gradient) is not Tensor:
+        return False
+    alone = _references_of_one_alone()
+    return alone is not None and _references(gradient) == alone
+
+
+def _references(tensor: Tensor) -> tuple[int, int]:
+    """Count who holds a tensor, and who its memory."""
+    own: Any = tensor
+    storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return own._use_count(), storage
+
+
+@cache
+def _references_of_one_alone() -> tuple[int, int] | None:
+    """Count them for a gradient that autograd has made for one hook alone; None if torch cannot."""
+    found: list[tuple[int, int]] = []
+
+    def look(gradient: Tensor) -> None:
+        found.append(_references(gradient))
+
+    try:
+        with torch.enable_grad(), torch.inference_mode(False):
+            leaf = torch.ones(2, device="cpu", requires_grad=True)
+            watched = leaf * 2
+            watched.register_hook(look)
+            (watched * leaf).sum().backward()
+    except AttributeError:
+        return None
+    return found[0]
+
+
+@kept(256)
+def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Choose distinct positions of (N, …), one index by axis."""
+    flat = spread(count, prod(sizes))
+    return tuple(axis.to(device) for axis in torch.unravel_index(flat, sizes))
+
+
+def spread(count: int, total: int) -> Tensor:
+    """Choose `count` of `total` indices, or all, evenly: also by row, by column and by image.
+
+    Steps of the golden section that share no divisor with `total`, and so none with a map's sides.
+    """
+    if total <= count:
+        return torch.arange(total, device="cpu")
+    step = round(_GOLDEN * total)
+    while gcd(step, total) > 1:
+        step += 1
+    return torch.arange(count, device="cpu") * step % total
