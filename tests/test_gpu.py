@@ -45,17 +45,17 @@ def tree(tmp_path_factory):
 
 
 BARE = """
-import sys
+from importlib.machinery import PathFinder
 
-class Nothing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing}:
-            raise ModuleNotFoundError(name, name=name)
+find = PathFinder.find_spec
 
-sys.meta_path.insert(0, Nothing())
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {missing} else find(name, path, target)
+
+PathFinder.find_spec = find_spec
 """
 MISSING = {
-    "PIL", "cv2", "filelock", "lightning", "matplotlib", "pooch", "rich", "safetensors", "scipy",
+    "PIL", "cv2", "lightning", "matplotlib", "pooch", "rich", "safetensors", "scipy",
     "sklearn", "timm", "torchmetrics", "torchvision", "typer",
 }  # fmt: skip
 
@@ -93,6 +93,106 @@ def test_without_a_gpu_it_says_so(tree, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "There is no GPU" in answer.stdout
+
+
+class Stream:
+    """What `accelerator` asks of a CUDA stream, noted down."""
+
+    current = None
+
+    def __init__(self, log):
+        self.log = log
+
+    def wait_stream(self, other):
+        self.log.append(("wait", other))
+
+    def record_event(self):
+        return Event()
+
+    def __enter__(self):
+        self.before, Stream.current = Stream.current, self
+
+    def __exit__(self, *_):
+        Stream.current = self.before
+
+
+class Event:
+    def __init__(self, enable_timing=False):
+        self.at = None
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        assert torch.cuda.synchronize
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A pretended GPU: every call that `accelerator` makes of torch.cuda exists, with that name."""
+    log = []
+    Stream.current = default = Stream(log)
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    class Capture:
+        def __init__(self, graph, stream, capture_error_mode):
+            self.stream = stream
+
+        def __enter__(self):
+            Stream.current = self.stream
+
+        def __exit__(self, kind, *_):
+            if kind is None:  # as torch has it: one that failed stays on its stream
+                Stream.current = default
+
+    pretences = {
+        "Stream": lambda: Stream(log), "Event": Event, "stream": lambda stream: stream,
+        "current_stream": lambda: Stream.current, "synchronize": lambda: log.append("waited"),
+        "set_stream": lambda stream: setattr(Stream, "current", stream), "CUDAGraph": Graph,
+        "graph": Capture, "set_sync_debug_mode": log.append, "empty_cache": lambda: None,
+        "max_memory_allocated": lambda: 2e9,
+    }  # fmt: skip
+    for name, pretence in pretences.items():
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, pretence)
+    return log
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_only_a_gpu_has(pretended):
+    import accelerator as a
+
+    device = torch.device("cuda")
+    assert a.milliseconds(lambda: time.sleep(0.01), device, times=2) >= 10
+    steps = []
+    replay = a.captured(lambda: steps.append(Stream.current), device, warm_up=2)
+    assert len(steps) == 3
+    assert len({*map(id, steps)}) == 1
+    replay()
+    assert pretended[-1] == "replay"
+    default = Stream.current
+
+    def fails():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        a.captured(fails, device, warm_up=0)
+    assert Stream.current is default
+    with a.refusing_to_wait(device):
+        assert pretended[-1] == "error"
+    assert pretended[-1] == "default"
+    stream = a.new_stream(device)
+    with a.on(stream):
+        assert Stream.current is stream
+    a.Mark(stream).wait()
+    a.free(device)
+    assert a.memory_gigabytes(device) == 2
 
 
 @pytest.mark.usefixtures("gpu")

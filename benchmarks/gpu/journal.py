@@ -55,7 +55,10 @@ class Journal:
         self.skipped: list[str] = []
         self._here: set[str] = set()
         self._before = before.get("seconds", 0.0)
+        self._under_way: str | None = before.get("under way")
         self._head = {"stage": stage, "environment": environment(device)}
+        if self._under_way is not None:
+            self._fail(self._under_way, RuntimeError("the process died in it"), 0.0, True)
         self.save("running")
 
     @property
@@ -98,6 +101,8 @@ class Journal:
             self.save("running")
             return None
         self.say(f"{name} …")
+        self._under_way = name
+        self.save("running")
         started = time.monotonic()
         try:
             with at_most(min(seconds, self.left)):
@@ -112,12 +117,14 @@ class Journal:
                 raise SystemExit(START_ANEW) from error
             return None
         self._here.add(name)
+        self._under_way = None
         self.results[name] = {"took": round(time.monotonic() - started, 3), **found}
         self.save("running")
         return self.results[name]
 
     def _fail(self, name: str, error: BaseException, took: float, poisons: bool) -> None:
         text = "".join(traceback.format_exception(error))
+        self._under_way = None
         self.failures[name] = {
             "took": round(took, 3),
             "poisons": poisons,
@@ -140,6 +147,7 @@ class Journal:
             "results": self.results,
             "failures": self.failures,
             "skipped": self.skipped,
+            "under way": self._under_way,
         }
         scratch = self.path.with_suffix(".writing")
         scratch.write_text(json.dumps(_finite(content), indent=1) + "\n")

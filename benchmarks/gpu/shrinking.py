@@ -63,7 +63,10 @@ def shrink(model: nn.Module, gallery: Gallery, share: float) -> dict[str, Any]:
     batches = [gallery.normalized(some) for some in middle.split(250)]
     wait(gallery.labels.device)
     started = time.monotonic()
-    smaller: Any = convsim.shrink(model, batches, parameters=share)  # type: ignore[attr-defined]
+    try:
+        smaller: Any = convsim.shrink(model, batches, parameters=share)
+    except convsim.MissingExtraError as error:
+        return {"status": str(error)}
     wait(gallery.labels.device)
     took = time.monotonic() - started
     return {

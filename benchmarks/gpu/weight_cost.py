@@ -76,7 +76,11 @@ def model_sets(weights: str, device: torch.device, rehearse: bool) -> list[nn.Mo
     torch.manual_seed(0)
     first = build(weights).to(device)
     own = 8 * sum(p.numel() for p in first.parameters())  # with gradients
-    cache = 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).L2_cache_size
+    cache = (
+        1
+        if device.type != "cuda"
+        else getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 1 << 26)
+    )
     count = 1 if rehearse else min(8, 1 + 4 * cache // own)
     sets = [first, *(build(weights).to(device) for _ in range(count - 1))]
     for model in sets:
