@@ -1,11 +1,12 @@
 """What a penalty on feature maps offers: a value of sampled maps, and that value's gradient.
 
-Shape suffixes: S samples, M maps.
+Layers of one shape are taken together. Shape suffixes: L layers, S samples, M maps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, check_reduction
-from convsim.precision import full_precision
+from convsim.precision import at_least_float32, full_precision
 
 
 class ActivationPenalty(ABC):
@@ -38,27 +39,35 @@ class ActivationPenalty(ABC):
             raise ConvsimError(f"samples must be an integer ≥ 2; got {self.samples!r}.")
 
     @abstractmethod
-    def value(self, samples_SM: Tensor) -> Tensor:
-        """Compute the penalty of one layer's maps (S, M), a differentiable scalar."""
+    def value(self, samples_LSM: Tensor) -> Tensor:
+        """Compute the penalty (L,) of layers' maps (L, S, M), differentiably."""
 
-    def value_and_gradient(self, samples_SM: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the penalty and its gradient (S, M), both detached.
+    def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the penalty (L,) and its gradient (L, S, M), both detached.
 
         By autograd; a penalty with a closed form overrides it.
         """
         with torch.enable_grad():
-            samples_SM = samples_SM.detach().requires_grad_()
-            value = self.value(samples_SM)
-            (gradient,) = torch.autograd.grad(value, samples_SM)
+            samples_LSM = samples_LSM.detach().requires_grad_()
+            value = self.value(samples_LSM)
+            (gradient,) = torch.autograd.grad(value.sum(), samples_LSM)
         return value.detach(), gradient
 
-    def penalize(self, samples_SM: Tensor) -> Tensor:
-        """Compute the penalty of samples, whose gradient is `value_and_gradient`'s."""
-        with full_precision(samples_SM):
-            if torch.compiler.is_compiling():
-                return self.value(samples_SM)
-            value: Tensor = _InClosedForm.apply(samples_SM, self)  # type: ignore[no-untyped-call]
-            return value
+    def values(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the penalty of each layer's samples (S, M), with `value_and_gradient`'s gradient.
+
+        In float32 at the least.
+        """
+        found: dict[int, Tensor] = {}
+        for alike in _by_shape(samples):
+            samples_LSM = at_least_float32(torch.stack([samples[i] for i in alike]))
+            with full_precision(samples_LSM):
+                if torch.compiler.is_compiling():
+                    values = self.value(samples_LSM)
+                else:
+                    values = _InClosedForm.apply(samples_LSM, self)  # type: ignore[no-untyped-call]
+            found |= dict(zip(alike, values.unbind(), strict=True))
+        return [found[i] for i in range(len(samples))]
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the layer has two maps or more."""
@@ -70,19 +79,27 @@ class _InClosedForm(torch.autograd.Function):
     """A penalty with the gradient that it knows itself, and autograd's for a second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, samples_SM: Tensor, penalty: ActivationPenalty) -> Tensor:
+    def forward(ctx: Any, samples_LSM: Tensor, penalty: ActivationPenalty) -> Tensor:
         ctx.penalty = penalty
         if not ctx.needs_input_grad[0]:
-            return penalty.value(samples_SM)
-        value, gradient_SM = penalty.value_and_gradient(samples_SM)
-        ctx.save_for_backward(samples_SM, gradient_SM)
+            return penalty.value(samples_LSM)
+        value, gradient_LSM = penalty.value_and_gradient(samples_LSM)
+        ctx.save_for_backward(samples_LSM, gradient_LSM)
         return value
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
-        samples_SM, gradient_SM = ctx.saved_tensors
+    def backward(ctx: Any, factor_L: Tensor) -> tuple[Tensor, None]:
+        samples_LSM, gradient_LSM = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            with full_precision(samples_SM):
-                value = ctx.penalty.value(samples_SM)
-            (gradient_SM,) = torch.autograd.grad(value, samples_SM, create_graph=True)
-        return gradient_SM * factor, None
+            with full_precision(samples_LSM):
+                value = ctx.penalty.value(samples_LSM)
+            (gradient_LSM,) = torch.autograd.grad(value.sum(), samples_LSM, create_graph=True)
+        return gradient_LSM * factor_L[:, None, None], None
+
+
+def _by_shape(samples: Sequence[Tensor]) -> list[list[int]]:
+    """Put together the places of tensors of one shape, dtype and device."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, one in enumerate(samples):
+        alike.setdefault((one.shape, one.dtype, one.device), []).append(i)
+    return list(alike.values())

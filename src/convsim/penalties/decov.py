@@ -32,21 +32,21 @@ class DeCov(ActivationPenalty):
     reduction: LayerReduction = "sum"
     samples: int = 4096
 
-    def value(self, samples_SM: Tensor) -> Tensor:
-        """Compute the penalty of one layer's maps (S, M)."""
-        return self._value(_covariance(centered(samples_SM)))
+    def value(self, samples_LSM: Tensor) -> Tensor:
+        """Compute the penalty of layers' maps (L, S, M)."""
+        return self._value(_covariance(centered(samples_LSM)))
 
-    def value_and_gradient(self, samples_SM: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the penalty and its gradient 2/S · centered · Cov without diagonal."""
-        centered_SM = centered(samples_SM)
-        covariance_MM = _covariance(centered_SM)
-        gradient_SM = centered_SM @ off_diagonal(covariance_MM) * (2 / len(samples_SM))
-        return self._value(covariance_MM), gradient_SM
+        centered_LSM = centered(samples_LSM)
+        covariance_LMM = _covariance(centered_LSM)
+        gradient_LSM = centered_LSM @ off_diagonal(covariance_LMM) * (2 / samples_LSM.shape[-2])
+        return self._value(covariance_LMM), gradient_LSM
 
     @staticmethod
-    def _value(covariance_MM: Tensor) -> Tensor:
-        return 0.5 * off_diagonal(covariance_MM).square().sum()
+    def _value(covariance_LMM: Tensor) -> Tensor:
+        return 0.5 * off_diagonal(covariance_LMM).square().sum((-2, -1))
 
 
-def _covariance(centered_SM: Tensor) -> Tensor:
-    return centered_SM.mT @ centered_SM / len(centered_SM)
+def _covariance(centered_LSM: Tensor) -> Tensor:
+    return centered_LSM.mT @ centered_LSM / centered_LSM.shape[-2]

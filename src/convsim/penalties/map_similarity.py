@@ -38,10 +38,10 @@ class MapSimilarity(ActivationPenalty):
     reduction: LayerReduction = "mean"
     samples: int = 256
 
-    def value(self, samples_SM: Tensor) -> Tensor:
-        """Compute the penalty of one layer's maps (S, M)."""
-        return squared_correlation(samples_SM)
+    def value(self, samples_LSM: Tensor) -> Tensor:
+        """Compute the penalty of layers' maps (L, S, M)."""
+        return squared_correlation(samples_LSM)
 
-    def value_and_gradient(self, samples_SM: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the penalty and its gradient (S, M), in closed form."""
-        return squared_correlation_and_gradient(samples_SM)
+    def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the penalty and its gradient (L, S, M), in closed form."""
+        return squared_correlation_and_gradient(samples_LSM)

@@ -148,11 +148,13 @@ class Regularizer:
         self._require_same_layers()
         if self._samples is not None and isinstance(self.penalty, ActivationPenalty):
             names = {layer.name for layer in layers}
-            return {
-                name: torch.stack([self.penalty.penalize(one) for one in samples]).mean()
-                for name, samples in (self._samples.ask() if layers else {}).items()
-                if samples and name in names
-            }
+            asked = self._samples.ask().items() if layers else ()
+            runs = [(name, one) for name, own in asked if name in names for one in own]
+            values = self.penalty.values([one for _, one in runs])
+            by_layer: dict[str, list[Tensor]] = {}
+            for (name, _), value in zip(runs, values, strict=True):
+                by_layer.setdefault(name, []).append(value)
+            return {name: torch.stack(own).mean() for name, own in by_layer.items()}
         assert isinstance(self.penalty, Penalty)
         banks = [layer.bank(*layer.read(shares=self.penalty.takes_shares)) for layer in layers]
         values = self.penalty.values(banks) if banks else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,56 @@ from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer, is_convolution
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
-from convsim.precision import full_precision
+from convsim.precision import at_least_float32, full_precision
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Arrival, Balance, sample_maps
 
 _RUNS = 16  # of one layer that are kept
 
 
-class _Run(NamedTuple):
-    """One forward pass of one layer."""
+class _Run:
+    """One forward pass of one layer, whose graph is let go when the backward pass has been there.
 
-    samples: Tensor  # (S, M)
-    arrival: Arrival | None
+    Attributes:
+        samples: (S, M).
+        over: Whether the backward pass has been there.
+    """
 
-    @property
-    def over(self) -> bool:
-        """Whether the backward pass has been there."""
-        return self.arrival is not None and self.arrival.passed
+    def __init__(self, samples_SM: Tensor, arrival: Arrival | None) -> None:
+        self.samples, self.arrival = samples_SM, arrival
+        self.over = False
+        if arrival is not None:
+            arrival.when_passed = _Ending(self)
+
+    def end(self) -> None:
+        """Keep the numbers alone."""
+        self.over, self.samples = True, self.samples.detach()
+
+
+class _Ending:
+    """End a run, which it does not hold: the graph that does would hold itself."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = weakref.ref(run)
+
+    def __call__(self) -> None:
+        if (run := self._run()) is not None:
+            run.end()
+
+
+class _Over(torch.autograd.Function):
+    """Samples to look at, of a forward pass whose backward pass is over."""
+
+    @staticmethod
+    def forward(ctx: Any, samples_SM: Tensor) -> Tensor:
+        return samples_SM.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise ConvsimError(
+            "The backward pass of these feature maps is over. Call the regularizer once after each "
+            "forward pass, before loss.backward(), and add it to the loss."
+        )
 
 
 class Samples:
@@ -91,7 +125,11 @@ class Samples:
         every = [run for own in self._runs.values() for run in own]
         over = all(run.over for run in every)
         return {
-            name: [run.samples for run in own if over or not run.over]
+            name: [
+                _Over.apply(run.samples.requires_grad_()) if over else run.samples  # type: ignore[no-untyped-call]
+                for run in own
+                if over or not run.over
+            ]
             for name, own in self._runs.items()
         }
 
@@ -119,9 +157,10 @@ class Samples:
         for name, own in self._runs.items():
             runs = [run for run in own if run.arrival is not None and not run.over]
             for run in runs if name in names else ():
-                with full_precision(run.samples):
-                    value, gradient_SM = self._penalty.value_and_gradient(run.samples.detach())
-                run.arrival.wait_for(gradient_SM * (factor / len(runs)))  # type: ignore[union-attr]
+                samples_1SM = at_least_float32(run.samples.detach()[None])
+                with full_precision(samples_1SM):
+                    (value,), (own_SM,) = self._penalty.value_and_gradient(samples_1SM)
+                run.arrival.wait_for(own_SM * (factor / len(runs)))  # type: ignore[union-attr]
                 values[name] = values.get(name, 0) + value / len(runs)
         return values
 

@@ -11,15 +11,16 @@ Shape suffixes: N images, M maps, S samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import gcd, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from convsim.caching import kept, tensors_are_real
-from convsim.precision import at_least_float32, exact_dtype
+from convsim.precision import exact_dtype
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -38,30 +39,49 @@ def sample_maps(
         balance: Where to weigh gradients instead of adding them, while it is pending.
 
     Returns:
-        (S, M), float64 for float64 maps and float32 for any other, differentiable, also twice; and
-        where their gradient meets that of the maps, None where it is sent back as by indexing.
+        (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
+        of the maps, None where it is sent back as by indexing.
     """
-    index = _positions(maps_NMx.shape[:1] + maps_NMx.shape[2:], count, maps_NMx.device)
+    places = _positions(maps_NMx.shape[:1] + maps_NMx.shape[2:], count, maps_NMx.device)
     plain = torch.compiler.is_compiling() or not tensors_are_real()
     if plain or not (torch.is_grad_enabled() and maps_NMx.requires_grad):
-        return _read(maps_NMx, index), None
-    arrival = Arrival(maps_NMx, index, balance)
+        return _read(maps_NMx, places), None
+    arrival = Arrival(maps_NMx, places, balance)
     maps_NMx.register_hook(arrival)
-    samples_SM: Tensor = _Samples.apply(maps_NMx, index, arrival)  # type: ignore[no-untyped-call]
+    samples_SM: Tensor = _Samples.apply(maps_NMx, places, arrival)  # type: ignore[no-untyped-call]
     return samples_SM, arrival
 
 
-def _read(maps_NMx: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    return at_least_float32(maps_NMx.movedim(1, -1)[index])
+def _read(maps_NMx: Tensor, places: _Places) -> Tensor:
+    pixels_NxM = maps_NMx.movedim(1, -1)
+    if maps_NMx.is_cuda and pixels_NxM.is_contiguous():  # one kernel less where launches count
+        return pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_select(0, places.flat)
+    return pixels_NxM[places.axes]
+
+
+def _add_(gradient_NMx: Tensor, places: _Places, own_SM: Tensor) -> None:
+    """Add samples' gradient to that of the maps: positions are distinct."""
+    pixels_NxM = gradient_NMx.movedim(1, -1)
+    if gradient_NMx.is_cuda and pixels_NxM.is_contiguous():
+        pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_add_(0, places.flat, own_SM)
+    else:  # faster than to accumulate
+        pixels_NxM[places.axes] = pixels_NxM[places.axes] + own_SM
+
+
+class _Places(NamedTuple):
+    """Positions of (N, …): counted through, and one index by axis."""
+
+    flat: Tensor
+    axes: tuple[Tensor, ...]
 
 
 class _Samples(torch.autograd.Function):
     """Read samples, and leave their gradient where that of the maps will pass."""
 
     @staticmethod
-    def forward(ctx: Any, maps_NMx: Tensor, index: tuple[Tensor, ...], arrival: Arrival) -> Tensor:
+    def forward(ctx: Any, maps_NMx: Tensor, places: _Places, arrival: Arrival) -> Tensor:
         ctx.arrival = arrival  # not saved as tensors: activation checkpointing counts those
-        return _read(maps_NMx, index)
+        return _read(maps_NMx, places)
 
     @staticmethod
     def backward(ctx: Any, gradient_SM: Tensor) -> tuple[Tensor | None, None, None]:
@@ -109,22 +129,22 @@ class Arrival:
 
     Attributes:
         passed: Whether it has been called.
+        when_passed: Called then.
     """
 
     passed = False
+    when_passed: Callable[[], object] = staticmethod(lambda: None)
 
-    def __init__(
-        self, maps_NMx: Tensor, index: tuple[Tensor, ...], balance: Balance | None
-    ) -> None:
+    def __init__(self, maps_NMx: Tensor, places: _Places, balance: Balance | None) -> None:
         self._shape, self._dtype, self._device = maps_NMx.shape, maps_NMx.dtype, maps_NMx.device
-        self._index, self._balance = index, balance
+        self._places, self._balance = places, balance
         self._waiting_SM: Tensor | None = None
 
     def wait_for(self, gradient_SM: Tensor) -> Tensor | None:
         """Keep the samples' gradient; with create_graph=True, return it as one of the maps."""
         if torch.is_grad_enabled():
             zeros_NMx = gradient_SM.new_zeros(self._shape)
-            rows_NxM = zeros_NMx.movedim(1, -1).index_put(self._index, gradient_SM)
+            rows_NxM = zeros_NMx.movedim(1, -1).index_put(self._places.axes, gradient_SM)
             return rows_NxM.movedim(-1, 1).to(self._dtype)
         waiting_SM, self._waiting_SM = self._waiting_SM, gradient_SM
         if waiting_SM is not None:  # two backward passes at once
@@ -134,6 +154,7 @@ class Arrival:
     def __call__(self, gradient_NMx: Tensor | None) -> Tensor | None:
         """Add what waits; None where the loss does not reach the maps."""
         self.passed = True
+        self.when_passed()
         own_SM, self._waiting_SM = self._waiting_SM, None
         if own_SM is None:
             return None
@@ -145,10 +166,7 @@ class Arrival:
             gradient_NMx = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
         elif not _is_nobody_elses(gradient_NMx):
             gradient_NMx = gradient_NMx.clone()
-        rows_NxM = gradient_NMx.movedim(1, -1)
-        # Positions are distinct, so reading, adding and writing back is safe, and faster than to
-        # accumulate.
-        rows_NxM[self._index] = (rows_NxM[self._index] + own_SM).to(gradient_NMx.dtype)
+        _add_(gradient_NMx, self._places, own_SM.to(gradient_NMx.dtype))
         return gradient_NMx
 
 
@@ -190,10 +208,11 @@ def _references_of_one_alone() -> tuple[int, int] | None:
 
 
 @kept(256)
-def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Choose distinct positions of (N, …), one index by axis."""
+def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> _Places:
+    """Choose distinct positions of (N, …)."""
     flat = spread(count, prod(sizes))
-    return tuple(axis.to(device) for axis in torch.unravel_index(flat, sizes))
+    index = tuple(axis.to(device) for axis in torch.unravel_index(flat, sizes))
+    return _Places(flat.to(device), index)
 
 
 def spread(count: int, total: int) -> Tensor:
