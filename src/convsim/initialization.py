@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
-from convsim.penalties import Penalty, preset
+from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.precision import divisor
 from convsim.similarity import filter_norms
 
@@ -79,6 +79,11 @@ def initialize_(
     """
     chosen = preset(penalty)
     minimised = chosen.initialization or chosen.penalty
+    if isinstance(minimised, ActivationPenalty):
+        raise ConvsimError(
+            f"{minimised} needs feature maps, and there are no images before training. Take a "
+            'penalty on the kernels alone, such as "recommended" or "crossed".'
+        )
     _check_options(steps, lr, minimised)
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
     layers_and_banks = _copies(conv_layers(model, layers, frozen=False), minimised, steps > 0)

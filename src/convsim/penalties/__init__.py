@@ -1,6 +1,7 @@
-"""Penalties on a convolution's filters, all with one signature, and their named presets."""
+"""Penalties on a convolution's filters or feature maps, and their named presets."""
 
-from convsim.penalties.base import ActivationPenalty, Penalty
+from convsim.penalties.activation import ActivationPenalty
+from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convsim.errors import ConvsimError, did_you_mean
+from convsim.penalties.activation import ActivationPenalty
 from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
@@ -31,7 +32,7 @@ class Preset:
         initialization: What iterative initialization minimises; the penalty itself if None.
     """
 
-    penalty: Penalty
+    penalty: Penalty | ActivationPenalty
     coefficient: float
     keep_norm: bool = True
     initialization: Penalty | None = None
@@ -71,13 +72,13 @@ PRESETS = {
 }
 
 
-def preset(penalty: str | Penalty) -> Preset:
+def preset(penalty: str | Penalty | ActivationPenalty) -> Preset:
     """Look a preset up by name, or give a penalty that has none coefficient 1.
 
     Raises:
         ConvsimError: For a name that is not in `PRESETS`, or something that is no penalty.
     """
-    if isinstance(penalty, Penalty):
+    if isinstance(penalty, Penalty | ActivationPenalty):
         return Preset(penalty, coefficient=1.0)
     if not isinstance(penalty, str) or penalty not in PRESETS:
         raise ConvsimError(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from convsim.kernels import ConvLayer, is_convolution
+
 Keep = Callable[[str, nn.Module, Tensor, Tensor], None]
 """Called with a layer's name, the module, its input and its output."""
 
@@ -22,10 +24,13 @@ class Watch:
     Args:
         modules: The modules, each with the name it is known by.
         keep: Called after each of their forward passes.
+        in_eval: Whether in eval() mode, too.
     """
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]], keep: Keep) -> None:
-        self.keep = keep
+    def __init__(
+        self, modules: Iterable[tuple[str, nn.Module]], keep: Keep, *, in_eval: bool = False
+    ) -> None:
+        self.keep, self.in_eval = keep, in_eval
         handles = [
             module.register_forward_hook(_Hook(self, name), with_kwargs=True)
             for name, module in modules
@@ -44,7 +49,9 @@ class _Hook:
     ) -> None:
         watch = self._watch()
         # nn.DataParallel's replicas would leave theirs on other devices.
-        if watch is None or not module.training or getattr(module, "_is_replica", False):
+        if watch is None or getattr(module, "_is_replica", False):
+            return
+        if not (module.training or watch.in_eval):
             return
         if _in_backward():  # activation checkpointing runs the module again
             return
@@ -58,6 +65,17 @@ class _Hook:
 class _NoHook:
     def __call__(self, *_: Any) -> None:
         """Do nothing."""
+
+
+def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str, nn.Module]]:
+    """List the modules that convolve with the layers' weights, which several may share."""
+    return [
+        (layer.name, module)
+        for layer in layers
+        for module in ([layer.module] if layer.parametrized else model.modules())
+        if module is layer.module
+        or (is_convolution(module) and module.weight is layer.module.weight)
+    ]
 
 
 def _in_backward() -> bool:

@@ -1,4 +1,4 @@
-"""What a penalty keeps of a model's forward passes: feature maps, or windows of layers' inputs."""
+"""What a penalty on real inputs keeps of a model's forward passes: windows of layers' inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.kernels import ConvLayer, KernelBank, is_convolution
+from convsim.kernels import ConvLayer, KernelBank
 from convsim.kernels.windows import sample_windows
-from convsim.penalties import ActivationPenalty, Penalty
-from convsim.regularizer.forward_hooks import Watch
+from convsim.penalties import Penalty
+from convsim.regularizer.forward_hooks import Watch, modules_of
 
 
 class Observations:
-    """Keep the layers' last inputs, or all their maps since they were last asked for.
+    """Keep windows of the layers' last inputs, where a penalty asks for them.
 
     Args:
         model: The model, which may run a layer's weight by several modules.
@@ -27,26 +27,15 @@ class Observations:
     def __init__(self, model: nn.Module, layers: Sequence[ConvLayer], penalty: Penalty) -> None:
         self._penalty = penalty
         self._names = {layer.name for layer in layers}
-        self._maps: dict[str, list[Tensor]] = {}
         self.inputs: dict[str, Tensor] = {}
-        if not (isinstance(penalty, ActivationPenalty) or penalty.windows):
+        if not penalty.windows:
             self.close: Callable[[], object] = lambda: None
             return
-        modules = [
-            (layer.name, module)
-            for layer in layers
-            for module in ([layer.module] if layer.parametrized else model.modules())
-            if module is layer.module
-            or (is_convolution(module) and module.weight is layer.module.weight)
-        ]
-        maps, inputs, windows = self._maps, self.inputs, penalty.windows
+        modules = modules_of(model, layers)
+        inputs, windows = self.inputs, penalty.windows
         outlines = {id(module): ConvLayer(name, module).outline() for name, module in modules}
 
-        # Neither holds on to self, so that dropping the observations ends them.
-        def keep_maps(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                maps.setdefault(name, []).append(output)
-
+        # It does not hold on to self, so that dropping the observations ends it.
         def keep_inputs(name: str, module: nn.Module, read: Tensor, _: Tensor) -> None:
             try:
                 if not read.numel():  # an empty batch
@@ -56,7 +45,7 @@ class Observations:
             except ConvsimError as error:
                 raise ConvsimError(f"Layer {name!r}: {error}") from error
 
-        self._watch = Watch(modules, keep_inputs if windows else keep_maps)
+        self._watch = Watch(modules, keep_inputs)
         self.close = self._watch.close
 
     def with_inputs(self, name: str, bank: KernelBank) -> KernelBank:
@@ -76,22 +65,3 @@ class Observations:
                 "of its class was compiled without one."
             )
         return replace(bank, inputs=self.inputs[name].to(bank.filters))
-
-    def take_maps(self, name: str) -> list[Tensor]:
-        """Hand over a layer's maps (N, M, …) of each forward pass since the last call.
-
-        Raises:
-            ConvsimError: If there was none.
-        """
-        maps = self._maps.pop(name, [])
-        if not maps:
-            raise ConvsimError(
-                f"Layer {name!r} has put out no feature maps since the last call. "
-                f"{self._penalty} takes those of the forward pass: call regularizer() once after "
-                "it, in train() mode, and checkpoint activations with use_reentrant=False."
-            )
-        return maps
-
-    def forget_maps(self) -> None:
-        """Drop the maps that nobody has asked for."""
-        self._maps.clear()

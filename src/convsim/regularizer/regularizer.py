@@ -15,9 +15,11 @@ from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.kernels.sharding import Share, average_over_ranks_, settle_gradients_, world_size
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
+from convsim.regularizer.forward_hooks import modules_of
 from convsim.regularizer.gradients import add_gradient, fits_in_place, gradient_target
 from convsim.regularizer.observations import Observations
 from convsim.regularizer.optimizer_hooks import before_every_step
+from convsim.regularizer.samples import Samples
 
 
 class Regularizer:
@@ -74,7 +76,7 @@ class Regularizer:
     def __init__(
         self,
         model: nn.Module,
-        penalty: str | Penalty = "recommended",
+        penalty: str | Penalty | ActivationPenalty = "recommended",
         *,
         coefficient: CoefficientLike | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
@@ -93,7 +95,12 @@ class Regularizer:
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._attached = False
         self._leave_optimizer: Callable[[], object] = lambda: None
-        self._seen = Observations(model, self._acting, self.penalty)
+        self._samples: Samples | None = None
+        self._seen: Observations | None = None
+        if isinstance(self.penalty, ActivationPenalty):
+            self._samples = Samples(modules_of(model, self._acting), self.penalty)
+        else:
+            self._seen = Observations(model, self._acting, self.penalty)
         if not self._acting:
             warnings.warn(
                 f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
@@ -145,7 +152,9 @@ class Regularizer:
         """
         self._leave_optimizer()
         self._attached = False
-        self._seen.close()
+        looking = self._seen if self._samples is None else self._samples
+        if looking is not None:
+            looking.close()
 
     @property
     def coefficient(self) -> float:
@@ -164,21 +173,43 @@ class Regularizer:
             )
         if not self._acting:
             return self._nothing()
-        if isinstance(self.penalty, ActivationPenalty):
-            maps = [self._seen.take_maps(layer.name) for layer in self._acting]
-            values = [torch.stack([*map(self.penalty.maps_value, own)]).mean() for own in maps]
+        if self._samples is not None:
+            values = list(self._values_of_maps(self._samples).values())
+            if not values:  # as of a batch without images
+                return self._nothing()
         else:
-            apart = bool(self.penalty.windows)  # ranks read other images
+            penalty = self._on_kernels()
+            apart = bool(penalty.windows)  # ranks read other images
             banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
-            values = self.penalty.values(banks)
+            values = penalty.values(banks)
         value = self._reduced(values) * self.coefficient
         return value.detach() if self._attached else value
 
+    def _values_of_maps(self, samples: Samples) -> dict[str, Tensor]:
+        """Compute the penalty of each layer that has run, mean over its runs."""
+        assert isinstance(self.penalty, ActivationPenalty)
+        runs = [(name, one) for name, own in samples.ask().items() for one in own]
+        by_layer: dict[str, list[Tensor]] = {}
+        for (name, _), value in zip(
+            runs, self.penalty.values([one for _, one in runs]), strict=True
+        ):
+            by_layer.setdefault(name, []).append(value)
+        return {name: torch.stack(own).mean() for name, own in by_layer.items()}
+
+    def _on_kernels(self) -> Penalty:
+        if isinstance(self.penalty, ActivationPenalty):
+            raise ConvsimError(
+                f"{self.penalty} needs feature maps, whose gradient belongs to the loss: after a "
+                "forward pass use loss + regularizer(), not backward_()."
+            )
+        return self.penalty
+
     def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
-        return layer.read(shares=self.penalty.takes_shares, average=average)
+        return layer.read(shares=self._on_kernels().takes_shares, average=average)
 
     def _bank(self, layer: ConvLayer, weight: Tensor, share: Share | None) -> KernelBank:
-        return self._seen.with_inputs(layer.name, layer.bank(weight, share))
+        bank = layer.bank(weight, share)
+        return bank if self._seen is None else self._seen.with_inputs(layer.name, bank)
 
     def _reduced(self, values: list[Tensor]) -> Tensor:
         """Put the layers together, without the coefficient."""
@@ -187,7 +218,8 @@ class Regularizer:
 
     def forget(self) -> None:
         """Drop feature maps that a penalty on them has kept and not used yet."""
-        self._seen.forget_maps()
+        if self._samples is not None:
+            self._samples.forget()
 
     def backward_(self, scale: float = 1.0) -> Tensor:
         """Add coefficient · scale · gradient of the penalty to the parameters' ``.grad``.
@@ -225,7 +257,8 @@ class Regularizer:
             self._bank(layer, weight.detach(), share)
             for layer, weight, share in zip(self._acting, weights, shares, strict=True)
         ]
-        over_ranks = bool(self.penalty.windows) and world_size() > 1
+        penalty = self._on_kernels()
+        over_ranks = bool(penalty.windows) and world_size() > 1
         pending = self._coefficient.pending
         in_place = [not (pending or over_ranks) and fits_in_place(weight) for weight in weights]
         gradients = [
@@ -233,7 +266,7 @@ class Regularizer:
             for where in zip(self._acting, weights, banks, in_place, strict=True)
         ]
         factor = self._layer_factor() * (1.0 if pending else self.coefficient * scale)
-        values = self.penalty.add_gradients_(banks, gradients, factor)
+        values = penalty.add_gradients_(banks, gradients, factor)
         value = self._reduced(values)
         if over_ranks:
             average_over_ranks_([*(own for own in gradients if own is not None), value])
@@ -301,9 +334,15 @@ class Regularizer:
 
         A layer that the penalty cannot act on has its constant value; 0 if that depends on inputs.
         """
-        read = [layer for layer in self.layers if layer in self._acting or not self.penalty.windows]
-        values = self.penalty.values([self._bank(layer, *self._read(layer)) for layer in read])
-        found = {layer.name: value.item() for layer, value in zip(read, values, strict=True)}
+        if self._samples is not None:
+            values = self._values_of_maps(self._samples)
+        else:
+            penalty = self._on_kernels()
+            read = [layer for layer in self.layers if layer in self._acting or not penalty.windows]
+            banks = [self._bank(layer, *self._read(layer)) for layer in read]
+            names = [layer.name for layer in read]
+            values = dict(zip(names, penalty.values(banks), strict=True))
+        found = {name: value.item() for name, value in values.items()}
         return {layer.name: found.get(layer.name, 0.0) for layer in self.layers}
 
     def step(self) -> None:
