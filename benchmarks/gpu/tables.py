@@ -37,9 +37,17 @@ def page(text: str, results: Path) -> str:
 
 
 def stages(results: Path, stage: str) -> list[Record]:
-    """Read the records of a stage, of all calls, in the order of their files."""
+    """Read the records of a stage, of all calls in the order of their files.
+
+    What a later one has tried again is left out of the earlier.
+    """
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    return [one for one in found if one["stage"] == stage]
+    records = [one for one in found if one["stage"] == stage]
+    for i, earlier in enumerate(records):
+        again = {name for later in records[i + 1 :] for name in later["results"]}
+        for part in ("results", "failures"):
+            earlier[part] = {k: own for k, own in earlier[part].items() if k not in again}
+    return records
 
 
 def where(record: Record) -> str:
