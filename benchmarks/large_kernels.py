@@ -16,9 +16,10 @@ import torch
 from penalty_cost import times
 
 from convsim.backends import compiled, eager
-from convsim.backends.problem import Options
+from convsim.backends.problem import Job
 from convsim.kernels import kernel_bank
 from convsim.lab.records import append_record, environment
+from convsim.similarity import Options
 
 RESULTS = Path(__file__).parent / "results" / "large_kernels.jsonl"
 NEVER = 1 << 30
@@ -28,22 +29,20 @@ def variants(size: int, groups: int, channels: str, device: str) -> dict[str, ob
     """Build the ways to value and gradient on one layer."""
     weight = torch.randn(64, 64 // groups, size, size, device=device)
     bank = kernel_bank(weight, groups=groups)
-    gradient = torch.zeros_like(bank.filters)
-    options = Options("all", channels, "unit", "mean")  # type: ignore[arg-type]
+    job = Job(bank, torch.zeros_like(bank.filters))
+    options = Options(channels=channels)  # type: ignore[arg-type]
 
     def by_eager(threshold: int) -> object:
         def run() -> None:
             eager._FOURIER_FROM[channels] = threshold
-            eager.add_gradients_([bank], [gradient], [1.0], options)
+            eager.add_gradients_([job], 1.0, options)
 
         return run
 
     runs = {"products": by_eager(NEVER), "Fourier": by_eager(0)}
     if device == "cpu" and compiled.library() is not None and size**2 <= 441:
         compiled._MAX_TAPS = NEVER
-        runs["compiled products"] = lambda: compiled.add_gradients_(
-            [bank], [gradient], [1.0], options
-        )
+        runs["compiled products"] = lambda: compiled.add_gradients_([job], 1.0, options)
     return runs
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from seeds import reseed
+
 settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -33,7 +35,7 @@ _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Draw the same numbers in a test whatever ran before it."""
-    torch.manual_seed(0)
+    reseed()
 
 
 @pytest.fixture

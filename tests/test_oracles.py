@@ -20,6 +20,7 @@ from oracles import (
     similarity_matrix,
     transposed_feature_map,
 )
+from seeds import new_numpy_generator
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 CONV_TRANSPOSE = {
@@ -61,7 +62,7 @@ def one_thread():
 
 
 def draw(*shape, seed=0):
-    return np.random.default_rng([seed, *shape]).normal(size=shape)
+    return new_numpy_generator(seed, *shape).normal(size=shape)
 
 
 def inner(a, b):
@@ -323,28 +324,24 @@ def most_alike(Ki, Kj, size, stride, dilation, transposed, sign):
     return X.detach().numpy().reshape(-1, *size)
 
 
-# kernel, image, stride, dilation, channels, transposed, the least share of √CS to be reached
+# kernel, image, stride, dilation, channels, transposed
 ADVERSARIES = [
-    ((3,), (24,), (1,), (1,), 1, False, 0.6),
-    ((5,), (24,), (1,), (1,), 1, False, 0.6),
-    ((2,), (16,), (1,), (2,), 1, False, 0.6),
-    ((3, 3), (7, 7), (1, 1), (1, 1), 1, False, 0.6),
-    ((2, 3), (6, 7), (1, 1), (1, 1), 1, False, 0.5),
-    ((3,), (16,), (1,), (1,), 3, False, 0.5),
-    ((3,), (24,), (2,), (1,), 1, False, 0.5),
-    ((4,), (24,), (3,), (2,), 1, False, 0.5),
-    ((4,), (16,), (2,), (1,), 1, True, 0.5),
-    ((3, 3), (5, 5), (2, 2), (1, 1), 1, True, 0.5),
+    ((3,), (24,), (1,), (1,), 1, False),
+    ((5,), (24,), (1,), (1,), 1, False),
+    ((2,), (16,), (1,), (2,), 1, False),
+    ((3, 3), (7, 7), (1, 1), (1, 1), 1, False),
+    ((2, 3), (6, 7), (1, 1), (1, 1), 1, False),
+    ((3,), (16,), (1,), (1,), 3, False),
+    ((3,), (24,), (2,), (1,), 1, False),
+    ((4,), (24,), (3,), (2,), 1, False),
+    ((4,), (16,), (2,), (1,), 1, True),
+    ((3, 3), (5, 5), (2, 2), (1, 1), 1, True),
 ]
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("kernel", "size", "stride", "dilation", "C", "transposed", "share"), ADVERSARIES
-)
-def test_certificate_withstands_adversarial_inputs(
-    kernel, size, stride, dilation, C, transposed, share
-):
+@pytest.mark.parametrize(("kernel", "size", "stride", "dilation", "C", "transposed"), ADVERSARIES)
+def test_certificate_withstands_adversarial_inputs(kernel, size, stride, dilation, C, transposed):
     Ki, Kj = draw(C, *kernel), draw(C, *kernel, seed=1)
     layer = {"stride": stride, "dilation": dilation, "transposed": transposed}
     bound = math.sqrt(filter_similarity(Ki, Kj, channels="crossed", **layer))
@@ -356,7 +353,7 @@ def test_certificate_withstands_adversarial_inputs(
         X = most_alike(Ki, Kj, size, stride, dilation, transposed, sign)
         similarity = inner(output(Ki, X, stride, dilation), output(Kj, X, stride, dilation))
         worst = max(worst, abs(similarity) / input_correlation_norm(X, kernel, **layer))
-    assert share * bound <= worst <= sharper * (1 + 1e-9)
+    assert 0.6 * sharper <= worst <= sharper * (1 + 1e-9)
     assert sharper <= bound * (1 + 1e-12)
 
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import convsim
+from closeness import assert_close
 from convsim.lab.models import build_model
 
+LONGEST = 4 * 1024 * 9
+"""The numbers of a filter, in the four sums of a value and its gradient."""
 NAMES = [
     "torchvision:resnet18",
     "torchvision:googlenet",
@@ -32,7 +35,6 @@ def test_convnext_has_nothing_for_the_crossed_form():
 @pytest.mark.parametrize("penalty", ["recommended", "crossed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_real_models(name, penalty):
-    torch.manual_seed(0)
     model = build_model(name, classes=10)
     regularizer = convsim.Regularizer(model, penalty, coefficient=1.0)
     if penalty == "recommended":
@@ -40,10 +42,12 @@ def test_real_models(name, penalty):
     weights = [p for p in model.parameters() if p.dim() > 2]
     value = regularizer()
     expected = torch.autograd.grad(value, weights, allow_unused=True)
-    torch.testing.assert_close(regularizer.backward_(), value.detach())
+    assert_close(regularizer.backward_(), value, terms=LONGEST)
+    largest = max(float(own.abs().max()) for own in expected if own is not None)
     for weight, gradient in zip(weights, expected, strict=True):
         if gradient is not None:
-            torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+            # A standardised kernel of one tap has gradient 0: what is left of it is rounding.
+            assert_close(weight.grad, gradient, terms=LONGEST, size=largest)
         else:
             assert weight.grad is None
     torch.optim.SGD(weights, lr=1.0).step()

@@ -9,17 +9,18 @@ import convsim
 def test_public_names():
     assert sorted(convsim.__all__) == [
         "ConvolutionalSimilarity", "ConvsimError", "ConvsimWarning", "DataError",
-        "ExpectedSimilarity", "InitializationHistory", "KernelRedundancy", "LayerRedundancy",
-        "MapPair", "MissingExtraError", "NonFiniteError", "PRESETS", "RedundancyComparison",
-        "RedundancyReport", "Regularizer", "conv_layers", "convolutional_similarity",
-        "expected_similarity", "initialize_", "measure", "similarity_matrix",
+        "ExpectedSimilarity", "InitializationHistory", "KernelRedundancy", "LayerChange",
+        "LayerRedundancy", "MapPair", "MissingExtraError", "NonFiniteError", "PRESETS",
+        "RedundancyComparison", "RedundancyReport", "Regularizer", "ShrinkReport", "Shrunk",
+        "conv_layers", "convolutional_similarity", "expected_similarity", "initialize_",
+        "load_shrunk", "measure", "shrink", "similarity_matrix",
     ]  # fmt: skip
     assert all(hasattr(convsim, name) for name in convsim.__all__)
 
 
 EXTRAS = (
     "lightning", "matplotlib", "numpy", "PIL", "pooch", "rich", "safetensors", "scipy", "sklearn",
-    "torchmetrics", "typer",
+    "torch_pruning", "torchmetrics", "typer",
 )  # fmt: skip
 CORE = f"""
 import sys

@@ -19,6 +19,7 @@ from convsim.report import (
     RedundancyComparison,
     RedundancyReport,
 )
+from convsim.shrinking import LayerChange, ShrinkReport, Shrunk, load_shrunk, shrink
 from convsim.similarity import convolutional_similarity, expected_similarity, similarity_matrix
 from convsim.version import __version__ as __version__
 
@@ -38,6 +39,11 @@ __all__ = [  # noqa: RUF022 - in groups
     "KernelRedundancy",
     "MapPair",
     "conv_layers",
+    "shrink",
+    "load_shrunk",
+    "Shrunk",
+    "ShrinkReport",
+    "LayerChange",
     # choices
     "ConvolutionalSimilarity",
     "ExpectedSimilarity",

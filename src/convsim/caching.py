@@ -1,4 +1,4 @@
-"""Small index tables, made once and kept, so that what is kept serves every mode and stream."""
+"""Small tables, made once and kept, so that what is kept serves every mode and stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _Make = TypeVar("_Make", bound=Callable[..., Any])
-_CAPTURED: list[Any] = []  # what CUDA graphs read at every replay is never let go
+_CAPTURED: list[Any] = []  # what CUDA graphs read, or copy from, at every replay
 
 
 def kept(maxsize: int) -> Callable[[_Make], _Make]:
@@ -61,5 +61,46 @@ def _mark_for_stream(found: Any) -> None:
     on_gpu = [one for one in tables if isinstance(one, Tensor) and one.is_cuda]
     for table in on_gpu:
         table.record_stream(torch.cuda.current_stream(table.device))
-    if on_gpu and torch.cuda.is_current_stream_capturing():
+    if on_gpu and _capturing(on_gpu[0].device):
         _CAPTURED.append(on_gpu)
+
+
+_ON_STREAMS: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+
+
+def kept_on_stream(
+    make: Callable[[tuple[Any, ...]], tuple[Tensor, ...]],
+    described: tuple[Any, ...],
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Make tables once and send them to a device, from pinned memory without waiting for it.
+
+    Each stream has its own: another could read a copy before it has arrived, or after it is gone.
+    A graph that is captured may be replayed at any time: what it reads is never let go, and what it
+    copies is not shown to others, for it is there only after a replay.
+    """
+    key = (make, described, device, _stream(device))
+    found = _ON_STREAMS.get(key)
+    capturing = _capturing(device)
+    if found is None:
+        found = sources = make(described)
+        if device.type == "cuda":
+            sources = tuple(table.pin_memory() for table in sources)
+            found = tuple(table.to(device, non_blocking=True) for table in sources)
+        if capturing:
+            _CAPTURED.append(sources)
+        else:
+            _ON_STREAMS[key] = found
+            if len(_ON_STREAMS) > 256:
+                del _ON_STREAMS[next(iter(_ON_STREAMS))]
+    if capturing:
+        _CAPTURED.append(found)
+    return found
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

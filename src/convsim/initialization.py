@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError, require
-from convsim.kernels import KernelBank, LayerFilter, conv_layers
+from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
+from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
 from convsim.penalties import Penalty, preset
+from convsim.precision import divisor
 from convsim.similarity import filter_norms
 
 
@@ -24,6 +23,8 @@ class InitializationHistory:
 
     Attributes:
         values: For each layer, its penalty before each step and after the last: steps + 1 numbers.
+            The last is that of the weight as the layer has it now, which a parametrization that
+            projects, or half precision, makes another than the one that was arrived at.
         norm_ratio: For each layer, the mean of its filters' norms over that before; 1 where norms
             are kept.
     """
@@ -40,7 +41,6 @@ def initialize_(
     lr: float = 0.002,
     keep_norm: bool | None = None,
     layers: LayerFilter | Iterable[LayerFilter] | None = None,
-    progress: bool = False,
 ) -> InitializationHistory:
     """Lower the similarity of a model's freshly drawn filters, in place, before training.
 
@@ -59,7 +59,6 @@ def initialize_(
             The preset's own if None: True for all but "authors".
         layers: Which convolutions, as in `convsim.conv_layers`. Frozen ones are left out, as are
             those on which the penalty cannot act.
-        progress: Whether to show a progress bar on stderr (needs ``convsim[lab]``).
 
     Returns:
         The history, by layer.
@@ -82,56 +81,97 @@ def initialize_(
     minimised = chosen.initialization or chosen.penalty
     _check_options(steps, lr, minimised)
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
-    banks: dict[str, KernelBank] = {}
-    write: dict[str, Callable[[Tensor], None]] = {}
-    with torch.no_grad():
-        for layer in conv_layers(model, layers, frozen=False):
-            bank = layer.bank()
-            if minimised.acts_on(bank):
-                if steps:
-                    layer.require_writable()
-                banks[layer.name] = bank.with_filters(bank.filters.clone())
-                write[layer.name] = layer.set_weight
-    if not banks:
+    layers_and_banks = _copies(conv_layers(model, layers, frozen=False), minimised, steps > 0)
+    if not layers_and_banks:
         warnings.warn(
             f"{minimised} cannot act on any selected layer: the model is left as it is.",
             ConvsimWarning,
             stacklevel=2,
         )
         return InitializationHistory({}, {})
-
+    banks = {layer.name: bank for layer, bank in layers_and_banks}
     norms = {name: _norms(bank.filters) for name, bank in banks.items()}
-    parameters, ones = [bank.filters for bank in banks.values()], [1.0] * len(banks)
+    history = _minimise(minimised, banks, steps, lr, norms if keep_norm else None)
+    if steps:
+        changed = _write(layers_and_banks)
+        banks |= changed
+        values = minimised.values(list(changed.values()))
+        history[-1] |= {name: value.item() for name, value in zip(changed, values, strict=True)}
+    ratio = {
+        name: (_norms(bank.filters).sum() / norms[name].sum()).item() if norms[name].any() else 1.0
+        for name, bank in banks.items()
+    }
+    return InitializationHistory(
+        {name: tuple(values[name] for values in history) for name in banks}, ratio
+    )
+
+
+@torch.no_grad()
+def _copies(
+    layers: Iterable[ConvLayer], minimised: Penalty, writing: bool
+) -> list[tuple[ConvLayer, KernelBank]]:
+    """Copy the filters of the layers that a penalty acts on."""
+    found = []
+    for layer in layers:
+        bank = layer.bank()
+        if minimised.acts_on(bank):
+            if writing:
+                layer.require_writable()
+            found.append((layer, bank.with_filters(bank.filters.clone())))
+    return found
+
+
+@torch.no_grad()
+def _minimise(
+    minimised: Penalty,
+    banks: dict[str, KernelBank],
+    steps: int,
+    lr: float,
+    norms: dict[str, Tensor] | None,
+) -> list[dict[str, float]]:
+    """Take Adam steps on filters, each kept to its norm if given; return values before each."""
+    parameters = [bank.filters for bank in banks.values()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    history: list[list[float]] = []
-    with torch.no_grad(), _progress_bar(steps if progress else None) as advance:
-        for step in range(steps + 1):
-            for filters in parameters:
-                filters.grad = torch.zeros_like(filters)
-            values = minimised.add_gradients_(
-                list(banks.values()), [filters.grad for filters in parameters], ones
-            )
-            history.append(torch.stack([value.cpu() for value in values]).tolist())
-            _check_finite(dict(zip(banks, history[-1], strict=True)), step)
-            if step == steps:
-                break
-            optimizer.step()
-            if keep_norm:
-                for name, bank in banks.items():
-                    now = _norms(bank.filters)
-                    ratio_GM = norms[name] / torch.where(now > 0, now, 1)
-                    bank.filters.mul_(ratio_GM.to(bank.filters))
-            advance()
-        ratio = {
-            name: (_norms(bank.filters).sum() / norms[name].sum()).item()
-            if norms[name].any()
-            else 1.0
-            for name, bank in banks.items()
-        }
-        for name, bank in banks.items() if steps else ():
-            write[name](bank.to_weight(bank.filters))
-    columns = zip(*history, strict=True)
-    return InitializationHistory(dict(zip(banks, columns, strict=True)), ratio)
+    history: list[dict[str, float]] = []
+    while True:
+        for filters in parameters:
+            filters.grad = torch.zeros_like(filters)
+        values = minimised.add_gradients_(
+            list(banks.values()), [filters.grad for filters in parameters], 1.0
+        )
+        numbers = torch.stack([value.cpu() for value in values]).tolist()
+        history.append(dict(zip(banks, numbers, strict=True)))
+        _check_finite(history[-1], step=len(history) - 1)
+        if len(history) > steps:
+            return history
+        optimizer.step()
+        for name, norm in (norms or {}).items():
+            ratio_GM = norm / divisor(_norms(banks[name].filters))
+            banks[name].filters.mul_(ratio_GM.to(banks[name].filters))
+
+
+@torch.no_grad()
+def _write(layers_and_banks: Iterable[tuple[ConvLayer, KernelBank]]) -> dict[str, KernelBank]:
+    """Write filters to their layers, and read back those that became others.
+
+    A parametrization may project what it is given, and half precision rounds it. If a layer cannot
+    be written, none is.
+    """
+    changed, before = {}, []
+    try:
+        for layer, bank in layers_and_banks:
+            module = layer.module
+            state = (*module.parameters(), *module.buffers())
+            before += [(tensor, tensor.clone()) for tensor in state]
+            layer.set_weight(bank.to_weight(bank.filters))
+            now = layer.bank()
+            if not torch.equal(now.filters, bank.filters):
+                changed[layer.name] = now
+    except BaseException:
+        for tensor, value in before:
+            tensor.copy_(value)
+        raise
+    return changed
 
 
 def _check_options(steps: int, lr: float, minimised: Penalty) -> None:
@@ -159,15 +199,3 @@ def _check_finite(values: dict[str, float], step: int) -> None:
                 "model's weights are as they were before. Check that layer's weights, lower lr, or "
                 "leave the layer out with layers=…."
             )
-
-
-@contextmanager
-def _progress_bar(total: int | None) -> Iterator[Callable[[], Any]]:
-    if total is None:
-        yield lambda: None
-        return
-    rich = require("rich.progress", "lab")
-    console = require("rich.console", "lab").Console(stderr=True)
-    with rich.Progress(console=console) as bar:
-        task = bar.add_task("Iterative initialization", total=total)
-        yield lambda: bar.advance(task)

@@ -37,8 +37,18 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Take numbers of less precision as float32."""
+    """Convert half precision to float32; leave float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest dtype that a device computes in: float64, but on MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def divisor(sizes: Tensor) -> Tensor:
+    """Put 1 where a norm or peak is 0, so that what it belongs to stays 0 when divided."""
+    return torch.where(sizes > 0, sizes, 1)
 
 
 class _Setting(NamedTuple):

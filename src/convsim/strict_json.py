@@ -1,9 +1,13 @@
-"""JSON that can mean one thing only: no key twice in an object, every number finite."""
+"""JSON that can mean one thing only: no key twice in an object, every number finite.
+
+And what a float32 is written as.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import Any
 
 
@@ -22,6 +26,24 @@ def loads(text: str | bytes) -> Any:
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def shortest(number: float) -> float:
+    """Return the number of fewest digits that is the same float32, NaN and infinity as they are.
+
+    Example:
+        >>> shortest(0.10000000149011612)
+        0.1
+    """
+    if not math.isfinite(number):
+        return number
+    # Nine digits tell every float32 from its neighbours.
+    candidates = (float(f"{number:.{digits}g}") for digits in range(1, 10))
+    return next(value for value in candidates if _as_float32(value) == _as_float32(number))
+
+
+def _as_float32(number: float) -> bytes:
+    return struct.pack("f", number)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import convsim
-from convsim.kernels import CONVOLUTIONS, KernelBank, conv_layers, kernel_bank
+from closeness import assert_close
+from convsim.kernels import (
+    CONVOLUTIONS,
+    KernelBank,
+    conv_layers,
+    kernel_bank,
+    selected_modules,
+)
+
+TERMS = 2 * 3 * 3
+"""The products in a pixel of the layers below, which tell what weight their forwards make."""
 
 
 class Squared(nn.Conv2d):
@@ -46,7 +56,7 @@ def test_each_layer_type_is_seen_as_groups_of_filters(kind, d):
     assert bank.filters.shape == (2, 3, 2, *[3] * d)
     assert (bank.stride, bank.dilation) == ((2,) * d, (2,) * d)
     assert bank.transposed == (kind == "ConvTranspose")
-    torch.testing.assert_close(bank.to_weight(bank.filters), layer.weight)
+    assert torch.equal(bank.to_weight(bank.filters), layer.weight)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -88,6 +98,62 @@ def test_selection(layers, expected):
     assert names(conv_layers(model, layers)) == expected
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("typo", r"No convolution is selected by layers='typo'\. The model's convolutions: 'stem'"),
+        (["stem", "typo"], r"No convolution is selected by 'typo' in layers=\['stem', 'typo'\]"),
+        (["stem", nn.Conv3d], "selected by <class '.*Conv3d'> in layers="),
+        (["stem", "stm"], "Did you mean 'stem'?"),
+        ("layr1.*", r"Did you mean 'layer1\.\*'"),
+        ("layer1", r"Did you mean .*'layer1\.\*'"),
+        (["stem", "relu"], "No convolution is selected by 'relu'"),
+        (nn.Conv1d, "selected by layers=<class '.*Conv1d'>"),
+        (lambda name, module: False, "No convolution is selected by layers=<function"),
+        ([], r"No convolution is selected by layers=\[\]"),
+        (3, "Layers are chosen by name patterns.*got 3"),
+        (["stem", 3], "got 3"),
+    ],
+    ids=[
+        "one",
+        "second",
+        "type",
+        "near",
+        "near pattern",
+        "prefix",
+        "no convolution",
+        "other type",
+        "predicate",
+        "none",
+        "number",
+        "holds a number",
+    ],
+)
+def test_a_filter_that_selects_nothing_is_named(layers, message):
+    model = nn.ModuleDict(
+        {"stem": nn.Conv2d(1, 2, 3), "relu": nn.ReLU(), "layer1": nn.Sequential(nn.Conv2d(2, 2, 3))}
+    )
+    for look in (conv_layers, convsim.Regularizer, convsim.initialize_):
+        with pytest.raises(convsim.ConvsimError, match=message):
+            look(model, layers=layers)
+    with pytest.raises(convsim.ConvsimError, match=message):
+        convsim.measure(model, [torch.zeros(1, 1, 8, 8)], layers=layers)
+
+
+def test_a_module_pattern_that_selects_nothing_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    x = [torch.randn(2, 1, 8, 8)]
+    with pytest.raises(convsim.ConvsimError, match=r"No module is selected by '9' in modules="):
+        convsim.measure(model, x, modules=["1", "9"])
+    assert len(selected_modules(model, None)) == 3
+
+
+def test_a_pattern_that_selects_only_frozen_layers_is_no_typo():
+    model = two_convolutions()
+    model[0].requires_grad_(False)
+    assert names(conv_layers(model, ["0", "2"], frozen=False)) == ["2"]
+
+
 def test_frozen_layers_can_be_left_out():
     model = two_convolutions()
     model[0].requires_grad_(False)
@@ -110,21 +176,20 @@ def test_a_shared_weight_counts_once():
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_computed_weights_are_read_as_they_convolve(wrap):
-    torch.manual_seed(0)
     layer = wrap(nn.Conv2d(2, 3, 3)).eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     (found,) = conv_layers(layer)
     assert found.parametrized
     x = torch.randn(1, 2, 4, 4)
-    torch.testing.assert_close(nn.functional.conv2d(x, found.weight(), layer.bias), layer(x))
+    assert_close(nn.functional.conv2d(x, found.weight(), layer.bias), layer(x), terms=2 * 18)
     found.weight().square().sum().backward()
     assert any(p.grad is not None for n, p in layer.named_parameters() if "weight" in n)
 
 
 def test_a_weight_that_forward_makes_is_read_from_forward():
     layer = Squared(2, 3, 3)
-    torch.testing.assert_close(conv_layers(layer)[0].weight(), layer.weight**2)
+    assert_close(conv_layers(layer)[0].weight(), layer.weight**2, terms=TERMS)
     plain = OtherPadding(2, 3, (1, 5), dilation=2)
     assert conv_layers(plain)[0].weight() is plain.weight
 
@@ -143,7 +208,7 @@ def test_a_weight_that_forward_makes_is_read_for_every_type(base):
     for made in (Doubled, Negated):
         layer = made(2, 3, 2, stride=2)
         sign = 1 if made is Doubled else -1
-        torch.testing.assert_close(conv_layers(layer)[0].weight(), sign * layer.weight)
+        assert_close(conv_layers(layer)[0].weight(), sign * layer.weight, terms=TERMS)
 
 
 def test_defaults_are_those_of_a_convolution():
@@ -154,7 +219,7 @@ def test_defaults_are_those_of_a_convolution():
         assert (bank.stride, bank.dilation) == ((spelled["stride"],), (spelled["dilation"],))
         assert not KernelBank(bank.filters, bank.stride, bank.dilation).transposed
         for compute in (convsim.convolutional_similarity, convsim.similarity_matrix):
-            torch.testing.assert_close(compute(weight, **options), compute(weight, **spelled))
+            assert torch.equal(compute(weight, **options), compute(weight, **spelled))
 
 
 @pytest.mark.usefixtures("vision")
@@ -165,7 +230,7 @@ def test_standardised_weights_of_timm():
     x = torch.randn(1, 3, 6, 6)
     expected = layer(x)
     weight = conv_layers(layer)[0].weight()
-    torch.testing.assert_close(nn.functional.conv2d(x, weight, layer.bias), expected)
+    assert_close(nn.functional.conv2d(x, weight, layer.bias), expected, terms=27)
     assert not torch.allclose(weight, layer.weight)
 
 
@@ -173,7 +238,7 @@ def test_writing_weights():
     for layer in (nn.Conv2d(2, 3, 3), parametrizations.weight_norm(nn.Conv2d(2, 3, 3))):
         weight = torch.randn(3, 2, 3, 3)
         conv_layers(layer)[0].set_weight(weight)
-        torch.testing.assert_close(layer.weight.detach(), weight)
+        assert_close(layer.weight, weight, terms=2 * 18)
 
 
 class Doubled(nn.Module):

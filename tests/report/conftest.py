@@ -33,3 +33,20 @@ def later(model, images):
     torch.manual_seed(9)
     other = nn.Sequential(*(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3, groups=2)))
     return convsim.measure(other, [images])
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+@pytest.fixture(scope="session")
+def silent(images):
+    """Three layers, of which the second puts out zeros, and the third has one map that does."""
+    torch.manual_seed(0)
+    inner = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Residual(inner), nn.Conv2d(8, 6, 3))
+    with torch.no_grad():
+        for silenced in (inner.weight, inner.bias, model[2].weight[3], model[2].bias[3]):
+            silenced.zero_()
+    return convsim.measure(model, [images])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import convsim
+from closeness import assert_close
 from convsim.report.heat_map import binned, similarity_order
 
 
@@ -125,6 +126,17 @@ def test_before_and_after_side_by_side(open_page, report, later):
         assert page.locator("#heat figcaption").all_inner_texts()[0].startswith("before")
 
 
+def test_what_a_dead_map_leaves_undefined(open_page, silent):
+    page = open_page(silent.to_html())
+    assert "All maps are zero in 1.0: no similarity" in page.inner_text("#ranks")
+    page.select_option("#layer", "1")
+    assert "all its maps are zero on every image" in page.inner_text("#heat")
+    assert "all its maps are zero on every image" in page.inner_text("#pairs")
+    page.select_option("#layer", "2")
+    assert hover(page, 3, 1, 6) == "3 × 1: undefined, for a map is zero"
+    assert_tip(page, 2, 5, 2, 5, silent["2"].matrix)
+
+
 def test_names_are_text(open_page, report):
     evil = "</script><img src=x onerror=alert(1)><b>&amp;"
     layer = dataclasses.replace(report.layers[0], name=evil, kind="<i>Conv</i>")
@@ -185,9 +197,9 @@ def test_binning_averages_pairs_without_the_diagonal():
     matrix = matrix + matrix.T
     bins = binned(matrix, 4)  # of 3, 3, 3 and 1 filters
     assert bins.shape == (4, 4)
-    torch.testing.assert_close(bins[0, 1], matrix[:3, 3:6].mean())
+    assert_close(bins[0, 1], matrix[:3, 3:6].mean(), terms=9)
     within = matrix[:3, :3].fill_diagonal_(0).sum() / 6
-    torch.testing.assert_close(bins[0, 0], within)
+    assert_close(bins[0, 0], within, terms=9)
     assert bins[3, 3] == 0
     assert binned(matrix, 10) is matrix
 
@@ -199,3 +211,13 @@ def test_order_puts_like_filters_side_by_side():
     assert sorted(order) == list(range(8))
     ordered = group[order].tolist()
     assert sum(a != b for a, b in pairwise(ordered)) == 2
+
+
+def test_what_is_undefined_is_left_out_of_bins_and_comes_last_in_the_order():
+    matrix = torch.rand(10, 10)
+    matrix = matrix + matrix.T
+    matrix[1] = matrix[:, 1] = torch.nan
+    bins = binned(matrix, 4)
+    torch.testing.assert_close(bins[0, 1], matrix[[0, 2], 3:6].mean())
+    assert bins.isfinite().all()
+    assert similarity_order(matrix)[-1] == 1

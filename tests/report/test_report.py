@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import convsim
+from closeness import assert_close
 
 
 def printed(renderable):
@@ -51,10 +52,11 @@ def test_reports_without_a_common_layer_are_refused(report):
         report.compare(other)
 
 
-def test_layers_are_found_by_name(report):
-    assert report["2"] is report.layers[1]
-    with pytest.raises(convsim.ConvsimError, match=r"no layer 'x'; it has '0', '2'"):
-        report["x"]
+def test_pages_are_saved_into_folders_that_are_made(report, later, tmp_path):
+    for number, shown in enumerate((report, report.compare(later))):
+        path = tmp_path / f"{number}/of/it/page.html"
+        shown.save_html(path)
+        assert path.read_text("utf-8") == shown.to_html()
 
 
 def test_figures_draw_the_report(report):
@@ -84,7 +86,7 @@ def test_scalars_are_what_loggers_take(report, tmp_path):
 
     events = EventAccumulator(str(tmp_path)).Reload()
     (event,) = events.Scalars("convsim/similarity")
-    assert event.value == pytest.approx(report.similarity)
+    assert_close(event.value, report.similarity, terms=1)
     assert events.Images("convsim/report")[0].width > 500
 
 
@@ -95,3 +97,11 @@ def test_a_missing_extra_is_named(report, monkeypatch, missing, call):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(convsim.MissingExtraError, match=r"pip install '\.\[report\]'"):
         getattr(report, call)()
+
+
+def test_silent_layers_are_named(silent, report):
+    assert "All maps are zero in 1.0: no similarity" in printed(silent)
+    assert "All maps are zero" not in printed(report)
+    for name in ("1.0", "2"):
+        heat, *_ = silent.layer_figure(name).axes
+        assert len(heat.images) == 1

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import oracles
+from closeness import assert_close
 from convsim.kernels import kernel_bank
 from convsim.similarity.certificate import certified_cosines
+from seeds import new_generator
 
 CASES = [
     # kernel, size, stride, dilation, groups, transposed
@@ -26,7 +28,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_equals_the_oracle(case):
     kernel, size, stride, dilation, groups, transposed = case
-    generator = torch.Generator().manual_seed(0)
+    generator = new_generator()
     filters, channels, images = 3 * groups, 2, 2
     shape = (channels * groups, 3, *kernel) if transposed else (filters, channels, *kernel)
     weight = torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -63,11 +65,11 @@ def test_it_equals_the_oracle(case):
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_scale_changes_nothing(scale):
-    generator = torch.Generator().manual_seed(0)
+    generator = new_generator()
     weight, inputs = (torch.randn(s, generator=generator) for s in ((3, 2, 3, 3), (1, 2, 6, 6)))
     expected = certified_cosines(kernel_bank(weight), inputs)
     scaled = certified_cosines(kernel_bank(scale * weight), scale * inputs)
-    torch.testing.assert_close(scaled, expected)
+    assert_close(scaled, expected, terms=2 * 18 + 64 + 36)
 
 
 def test_zero_maps_have_none():

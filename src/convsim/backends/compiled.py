@@ -21,10 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Options, half_classes, merges_taps
+from convsim.backends.problem import Job, half_classes, merges_taps
 from convsim.home import home
-from convsim.kernels import KernelBank
-from convsim.similarity import pair_weight
+from convsim.similarity import Options, pair_weight
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
@@ -52,34 +51,25 @@ class _Layer(ctypes.Structure):
     ]
 
 
-def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
+def serves(job: Job, options: Options) -> bool:
     """Tell whether this backend can take a layer."""
     return (
-        bank.filters.device.type == "cpu"
-        and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
-        and all(merges_taps(tensor) for tensor in (bank.filters, gradient) if tensor is not None)
+        job.bank.filters.device.type == "cpu"
+        and job.bank.geometry.taps <= _MAX_TAPS
+        and merges_taps(job.bank.filters)
+        and (job.gradient is None or merges_taps(job.gradient))
         and library() is not None
     )
 
 
-def add_gradients_(
-    banks: Sequence[KernelBank],
-    gradients: Sequence[Tensor | None],
-    factors: Sequence[float],
-    options: Options,
-) -> list[Tensor]:
-    """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
-    layers = (_Layer * len(banks))(
-        *(
-            _layer(bank, gradient, factor, options)
-            for bank, gradient, factor in zip(banks, gradients, factors, strict=True)
-        )
-    )
-    dtype = banks[0].filters.dtype
+def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
+    """Add factor · gradient of each bank's similarity; return the similarities."""
+    layers = (_Layer * len(jobs))(*(_layer(job, factor, options) for job in jobs))
+    dtype = jobs[0].bank.filters.dtype
     name = "similarity_float64" if dtype == torch.float64 else "similarity_float32"
     getattr(library(), name)(
         layers,
-        ctypes.c_int64(len(banks)),
+        ctypes.c_int64(len(jobs)),
         options.channels == "matched",
         options.scale == "unit",
         options.pairs == "adjacent",
@@ -125,8 +115,9 @@ def _build(compiler: str) -> Path:
     return built
 
 
-def _layer(bank: KernelBank, gradient: Tensor | None, factor: float, options: Options) -> _Layer:
-    classes = half_classes(bank)
+def _layer(job: Job, factor: float, options: Options) -> _Layer:
+    bank, gradient = job
+    classes = half_classes(bank.geometry)
     groups, members, channels, *_ = bank.filters.shape
     filters_GMCn = bank.filters.flatten(3)
     gradient_GMCn = None if gradient is None else gradient.flatten(3)
@@ -142,6 +133,6 @@ def _layer(bank: KernelBank, gradient: Tensor | None, factor: float, options: Op
         pair_class=classes.pair_class.data_ptr(),
         multiplicity=classes.multiplicity.data_ptr(),
         classes=classes.count,
-        weight=pair_weight(bank, options.pairs, options.reduction),
+        weight=pair_weight(bank, options),
         factor=factor,
     )

@@ -11,20 +11,20 @@ slice of channels: intermediates stay small whatever the layer's size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
 
 from convsim.backends.fourier import Fourier
-from convsim.backends.problem import Options
+from convsim.backends.problem import Job
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
 from convsim.similarity import (
+    Options,
+    expand_classes,
     pair_weight,
     pool_by_class,
     scaled_filters,
-    spell_by_class,
     sum_partners,
     tap_pair_classes,
     tap_products,
@@ -39,7 +39,7 @@ class Gram:
 
     def __init__(self, bank: KernelBank, options: Options) -> None:
         self.bank, self.channels = bank, options.channels
-        self.lags = tap_pair_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)[1]
+        self.lags = tap_pair_classes(bank.geometry)[1]
 
     def autocorrelate(self, w_GMCn: Tensor) -> Tensor:
         """Compute the autocorrelation of every filter, or channel if matched: (G, M, X, L)."""
@@ -47,51 +47,40 @@ class Gram:
 
     def convolve(self, w_GMCn: Tensor, a_GMXL: Tensor) -> Tensor:
         """Convolve filters with autocorrelations, at the kernel's own taps: (G, M, C, n)."""
-        t_GMXnn = spell_by_class(a_GMXL, self.bank)
+        t_GMXnn = expand_classes(a_GMXL, self.bank)
         if self.channels == "matched":
             return (w_GMCn.unsqueeze(-2) @ t_GMXnn).squeeze(-2)
         return w_GMCn @ t_GMXnn.squeeze(2)
 
 
-def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
+def serves(job: Job, options: Options) -> bool:
     """Tell whether this backend can take a layer: any."""
     return True
 
 
-def add_gradients_(
-    banks: Sequence[KernelBank],
-    gradients: Sequence[Tensor | None],
-    factors: Sequence[float],
-    options: Options,
-) -> list[Tensor]:
-    """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
-    with torch.no_grad(), full_precision(banks[0].filters):
-        return [
-            add_gradient_(bank, gradient, factor, options)
-            for bank, gradient, factor in zip(banks, gradients, factors, strict=True)
-        ]
+def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
+    """Add factor · gradient of each bank's similarity; return the similarities."""
+    with torch.no_grad(), full_precision(jobs[0].bank.filters):
+        return [add_gradient_(job, factor, options) for job in jobs]
 
 
 def sum_autocorrelations(bank: KernelBank, options: Options) -> Tensor:
     """Sum the autocorrelations of a group's filters, in float64: (G, X, L)."""
-    cut = _Cut(bank, options)
+    cut = _SlicedFilters(bank, options)
     sums = [cut.autocorrelate(c).sum(1, dtype=torch.float64) for c in cut.channels]
     return torch.cat(sums, 1)
 
 
 def add_gradient_(
-    bank: KernelBank,
-    gradient: Tensor | None,
-    factor: float,
-    options: Options,
-    further: Tensor | None = None,
+    job: Job, factor: float, options: Options, further: Tensor | None = None
 ) -> Tensor:
     """Add one bank's gradient and return its similarity: ½ Σ ⟨a_i, N_i⟩ over its own filters.
 
     `further` (G, X, L) is the sum of partners that are not in the bank.
     """
-    cut = _Cut(bank, options)
-    weight = pair_weight(bank, options.pairs, options.reduction)
+    bank, gradient = job
+    cut = _SlicedFilters(bank, options)
+    weight = pair_weight(bank, options)
     along_GM = bank.filters.new_zeros(bank.filters.shape[:2])
 
     def add(i: int, c: slice, g_GMCn: Tensor) -> None:
@@ -116,11 +105,11 @@ def add_gradient_(
     return 0.5 * weight * along_GM.sum()
 
 
-class _Cut:
+class _SlicedFilters:
     """A bank's scaled filters, cut so that an intermediate has about `_ELEMENTS` numbers."""
 
     def __init__(self, bank: KernelBank, options: Options) -> None:
-        large = prod(bank.kernel) > _FOURIER_FROM[options.channels] and Fourier.serves(bank)
+        large = bank.geometry.taps > _FOURIER_FROM[options.channels] and Fourier.serves(bank)
         self.correlator = (Fourier if large else Gram)(bank, options)
         self.filters, self.channels = _slices(bank, self.correlator.lags, options)
         self.w_GMCn = bank.filters.flatten(3)
@@ -139,7 +128,7 @@ class _Cut:
 
 def _slices(bank: KernelBank, lags: int, options: Options) -> tuple[list[slice], list[slice]]:
     groups, members, channels = bank.filters.shape[:3]
-    taps = prod(bank.kernel)
+    taps = bank.geometry.taps
     elements = _ELEMENTS.get(bank.filters.device.type, _ELEMENTS["cpu"]) // groups
     if options.channels == "matched":
         wide = elements // (members * lags)
@@ -147,9 +136,9 @@ def _slices(bank: KernelBank, lags: int, options: Options) -> tuple[list[slice],
     else:
         wide = channels
         long = elements // max(channels * taps, taps**2)
-    return _cut(members, long), _cut(channels, wide)
+    return _slices_of(members, long), _slices_of(channels, wide)
 
 
-def _cut(length: int, step: int) -> list[slice]:
+def _slices_of(length: int, step: int) -> list[slice]:
     step = max(1, step)
     return [slice(i, i + step) for i in range(0, length, step)]

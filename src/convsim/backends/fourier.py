@@ -7,9 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Options
 from convsim.kernels import KernelBank
-from convsim.similarity import lag_steps
+from convsim.similarity import Options
 
 
 class Fourier:
@@ -25,14 +24,14 @@ class Fourier:
         self.size = [_fast_size(2 * k - 1) for k in bank.kernel]
         self.lags = prod(self.size)
         self.kept = torch.ones((), dtype=torch.bool, device=bank.filters.device)
-        for size, step in zip(self.size, lag_steps(bank.stride, bank.dilation), strict=True):
+        for size, step in zip(self.size, bank.geometry.lag_steps, strict=True):
             lag = (torch.arange(size, device=self.kept.device) + size // 2) % size - size // 2
             self.kept = self.kept[..., None] & (lag % min(step, size) == 0)
 
     @staticmethod
     def serves(bank: KernelBank) -> bool:
         """Tell whether the lags of a bank are sorted by nothing else."""
-        return not bank.transposed or set(lag_steps(bank.stride, bank.dilation)) == {1}
+        return not bank.transposed or set(bank.geometry.lag_steps) == {1}
 
     def autocorrelate(self, w_GMCn: Tensor) -> Tensor:
         """Compute the autocorrelation of every filter, or channel if matched: (G, M, X, L)."""

@@ -12,37 +12,36 @@ others of its own: nothing is subtracted that could cancel), reads the filter ag
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Options, half_classes, merges_taps
-from convsim.kernels import KernelBank
-from convsim.similarity import pair_weight
+from convsim.backends.problem import Job, half_classes, merges_taps
+from convsim.caching import kept_on_stream
+from convsim.kernels import Geometry
+from convsim.similarity import Options, pair_weight
 
 logger = logging.getLogger(__name__)
 _MAX_TAPS = 64  # taps² products are kept in registers
 _BLOCK = 32  # filters whose autocorrelations are added up first
+_CHANNELS = 32  # of a filter that are read at once
 
 
-def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
+def serves(job: Job, options: Options) -> bool:
     """Tell whether this backend can take a layer."""
-    asked_for = os.environ.get("CONVSIM_BACKEND") == "fused"  # in Triton's interpreter
+    filters, gradient = job.bank.filters, job.gradient
     return (
-        (bank.filters.is_cuda or asked_for)
-        and _triton_works(bank.filters.device)
-        and options.channels == "crossed"
-        and bank.filters.dtype == torch.float32
-        and bank.filters[0, 0, 0].numel() <= _MAX_TAPS
-        and merges_taps(bank.filters)
-        and (gradient is None or gradient.stride() == bank.filters.stride())
+        options.channels == "crossed"
+        and filters.dtype == torch.float32
+        and job.bank.geometry.taps <= _MAX_TAPS
+        and merges_taps(filters)
+        and (gradient is None or gradient.stride() == filters.stride())
+        and _triton_works(filters.device)
     )
 
 
@@ -64,110 +63,69 @@ def _triton_works(device: torch.device) -> bool:
     return True
 
 
-def add_gradients_(
-    banks: Sequence[KernelBank],
-    gradients: Sequence[Tensor | None],
-    factors: Sequence[float],
-    options: Options,
-) -> list[Tensor]:
-    """Add factor · gradient of each bank's similarity to `gradients`; return the similarities."""
-    groups: dict[Any, list[int]] = {}
-    for i, bank in enumerate(banks):
-        key = (bank.kernel, bank.stride, bank.dilation, bank.transposed)
-        groups.setdefault(key, []).append(i)
-    values: list[Tensor | None] = [None] * len(banks)
-    device = banks[0].filters.device
-    for members in groups.values():
+def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
+    """Add factor · gradient of each bank's similarity; return the similarities."""
+    by_geometry: dict[Geometry, list[int]] = {}
+    for i, job in enumerate(jobs):
+        by_geometry.setdefault(job.bank.geometry, []).append(i)
+    values: dict[int, Tensor] = {}
+    device = jobs[0].bank.filters.device
+    for geometry, mine in by_geometry.items():
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            found = _of_one_shape(
-                [banks[i] for i in members],
-                [gradients[i] for i in members],
-                [factors[i] for i in members],
-                options,
-            )
-        for i, value in zip(members, found.unbind(), strict=True):
-            values[i] = value
-    return [value for value in values if value is not None]
+            found = _of_one_geometry(geometry, [jobs[i] for i in mine], factor, options)
+        values.update(zip(mine, found.unbind(), strict=True))
+    return [values[i] for i in range(len(jobs))]
 
 
-def _of_one_shape(
-    banks: list[KernelBank],
-    gradients: list[Tensor | None],
-    factors: list[float],
-    options: Options,
+def _of_one_geometry(
+    geometry: Geometry, jobs: list[Job], factor: float, options: Options
 ) -> Tensor:
     from convsim.backends import fused_kernels as kernels  # noqa: PLC0415 - Triton is optional
 
-    device = banks[0].filters.device
-    classes = half_classes(banks[0])
-    weights = [pair_weight(bank, options.pairs, options.reduction) for bank in banks]
-    shapes = tuple((bank.filters.shape[:3], bank.filters.flatten(3).stride()) for bank in banks)
-    table, blocks, layer_of_row = _kept(_table, shapes, device)
-    addresses = tuple(
-        (bank.filters.data_ptr(), 0 if gradient is None else gradient.data_ptr(), w, 2 * w * f)
-        for bank, gradient, w, f in zip(banks, gradients, weights, factors, strict=True)
-    )
-    (layers,) = _kept(_layers, addresses, device)
-    taps = banks[0].filters[0, 0, 0].numel()
-    n, h = max(16, _power_of_2(taps)), max(16, _power_of_2(classes.count))
-    geometry = (banks[0].kernel, banks[0].stride, banks[0].dilation, banks[0].transposed)
-    pair_class, multiplicity = _kept(_classes, (*geometry, n, h), device)
+    device = jobs[0].bank.filters.device
+    table, blocks, layer_of_row = kept_on_stream(_table, _layouts(jobs), device)
+    (layers,) = kept_on_stream(_layers, _addresses(jobs, factor, options), device)
+    taps, classes = geometry.taps, half_classes(geometry).count
+    n, h = max(16, _power_of_2(taps)), max(16, _power_of_2(classes))
+    pair_class, multiplicity = kept_on_stream(_classes, (geometry, n, h), device)
     rows = len(layer_of_row)
     a = torch.zeros(rows, h, device=device)
     partial = torch.empty(len(blocks), h, dtype=torch.float64, device=device)
     norm, peaks = torch.empty(2, rows, device=device).unbind()
     along = torch.empty(rows, dtype=torch.float64, device=device)
-    unit, channels = options.scale == "unit", 32
+    unit = options.scale == "unit"
     kernels.autocorrelate[(rows,)](
-        table, layers, pair_class, a, norm, peaks, taps, classes.count,
-        UNIT=unit, N=n, H=h, C=channels,
+        table, layers, pair_class, a, norm, peaks, taps, classes,
+        UNIT=unit, N=n, H=h, C=_CHANNELS,
     )  # fmt: skip
     kernels.sum_blocks[(len(blocks),)](a, blocks, partial, H=h, B=_BLOCK)
     kernels.add_gradient[(rows,)](
-        table, layers, pair_class, multiplicity, a, partial, norm, peaks, along,
-        taps, classes.count,
-        UNIT=unit, ADJACENT=options.pairs == "adjacent", N=n, H=h, C=channels, B=_BLOCK,
+        table, layers, pair_class, multiplicity, a, partial, norm, peaks, along, taps, classes,
+        UNIT=unit, ADJACENT=options.pairs == "adjacent", N=n, H=h, C=_CHANNELS, B=_BLOCK,
     )  # fmt: skip
-    values = torch.zeros(len(banks), dtype=torch.float64, device=device)
+    values = torch.zeros(len(jobs), dtype=torch.float64, device=device)
     values.index_add_(0, layer_of_row, along)
     return (0.5 * layers[:, 2].view(torch.float64) * values).float()
 
 
 _Key = tuple[Any, ...]
-_KEPT: dict[_Key, tuple[Tensor, ...]] = {}
-_CAPTURED: list[tuple[Tensor, ...]] = []  # what CUDA graphs read, or copy from, at every replay
 
 
-def _kept(
-    make: Callable[..., tuple[Tensor, ...]], described: _Key, device: torch.device
-) -> tuple[Tensor, ...]:
-    """Make tables once and send them to the device, from pinned memory without waiting for it.
-
-    Each stream has its own: another could read a copy before it has arrived, or after it is gone.
-    A graph that is captured may be replayed at any time: what it reads is never let go, and what it
-    copies is not shown to others, for it is there only after a replay.
-    """
-    key = (make, described, device, _stream(device))
-    found = _KEPT.get(key)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if found is None:
-        found = sources = make(described)
-        if device.type == "cuda":
-            sources = tuple(table.pin_memory() for table in sources)
-            found = tuple(table.to(device, non_blocking=True) for table in sources)
-        if capturing:
-            _CAPTURED.append(sources)
-        else:
-            _KEPT[key] = found
-            if len(_KEPT) > 256:
-                del _KEPT[next(iter(_KEPT))]
-    if capturing:
-        _CAPTURED.append(found)
-    return found
+def _layouts(jobs: list[Job]) -> _Key:
+    return tuple((bank.filters.shape[:3], bank.filters.flatten(3).stride()) for bank, _ in jobs)
 
 
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+def _addresses(jobs: list[Job], factor: float, options: Options) -> _Key:
+    weights = [pair_weight(bank, options) for bank, _ in jobs]
+    return tuple(
+        (
+            bank.filters.data_ptr(),
+            0 if gradient is None else gradient.data_ptr(),
+            weight,
+            2 * weight * factor,
+        )
+        for (bank, gradient), weight in zip(jobs, weights, strict=True)
+    )
 
 
 def _table(described: _Key) -> tuple[Tensor, ...]:
@@ -205,9 +163,8 @@ def _layers(described: _Key) -> tuple[Tensor, ...]:
 
 def _classes(described: _Key) -> tuple[Tensor, ...]:
     """Pad the classes of tap pairs to n × n, and their multiplicities to h."""
-    *geometry, n, h = described
-    classes = half_classes(KernelBank(torch.empty(1, 1, 1, *geometry[0]), *geometry[1:]))
-    taps = prod(geometry[0])
+    geometry, n, h = described
+    classes, taps = half_classes(geometry), geometry.taps
     pair_class = torch.full((n, n), classes.count, dtype=torch.int32)
     pair_class[:taps, :taps] = classes.pair_class.reshape(taps, taps)
     multiplicity = torch.zeros(h, dtype=torch.float64)

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from convsim.caching import kept
-from convsim.kernels import KernelBank
-from convsim.similarity import Channels, Pairs, Reduction, Scale, tap_pair_classes
+from convsim.kernels import Geometry, KernelBank
+from convsim.similarity import Options, tap_pair_classes
 
 
-class Options(NamedTuple):
-    """The options of `convsim.convolutional_similarity` that choose the form, in their order."""
+class Job(NamedTuple):
+    """One layer, and where its gradient is added.
 
-    pairs: Pairs
-    channels: Channels
-    scale: Scale
-    reduction: Reduction
+    Attributes:
+        bank: The layer's filters.
+        gradient: (G, M, C, k) of the filters' dtype, of any strides; None for the value alone.
+    """
+
+    bank: KernelBank
+    gradient: Tensor | None
+
+
+class Backend(Protocol):
+    """A way to do jobs, of which one dtype and one device are given at a time."""
+
+    def serves(self, job: Job, options: Options) -> bool:
+        """Tell whether this backend can do a job."""
+
+    def add_gradients_(self, jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
+        """Add factor · gradient of each bank's similarity; return the similarities."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +59,15 @@ def merges_taps(tensor: Tensor) -> bool:
     return all(outer == size * inner for (_, outer), (size, inner) in pairwise(spatial))
 
 
-def half_classes(bank: KernelBank) -> HalfClasses:
-    """Look up the classes of a bank's tap pairs."""
-    return _half_classes(bank.kernel, bank.stride, bank.dilation, bank.transposed)
-
-
 @kept(64)
-def _half_classes(
-    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
-) -> HalfClasses:
-    index, full = tap_pair_classes(kernel, stride, dilation, transposed)
-    taps = round(len(index) ** 0.5)
-    index_nn = index.reshape(taps, taps)
+def half_classes(geometry: Geometry) -> HalfClasses:
+    """Look up the half classes of a kernel's tap pairs."""
+    index, full = tap_pair_classes(geometry)
+    index_nn = index.reshape(geometry.taps, geometry.taps)
     mirror = torch.full((full + 1,), full, device="cpu")
     mirror[index_nn.flatten()] = index_nn.mT.flatten()
     first = torch.minimum(torch.arange(full + 1, device="cpu"), mirror)
-    kept, half = first.unique(return_inverse=True)  # sorted: "left out" stays last
-    count = len(kept) - int(full in index) if full in index else len(kept) - 1
+    distinct, half = first.unique(return_inverse=True)  # sorted: "left out" stays last
+    count = len(distinct) - int(full in index) if full in index else len(distinct) - 1
     multiplicity = torch.bincount(half[:full], minlength=count)[:count].double()
     return HalfClasses(half[index].int().contiguous(), multiplicity, count)

@@ -15,55 +15,46 @@ import torch
 from torch import Tensor
 
 from convsim.backends import eager
-from convsim.backends.problem import Options
-from convsim.kernels import KernelBank
+from convsim.backends.problem import Job
+from convsim.kernels.sharding import Share
 from convsim.precision import full_precision
+from convsim.similarity import Options
 
 
-def serves(bank: KernelBank, gradient: Tensor | None, options: Options) -> bool:
+def serves(job: Job, options: Options) -> bool:
     """Tell whether a layer is one of those, which no other backend can take."""
-    return bank.share is not None
+    return job.bank.share is not None
 
 
-def add_gradients_(
-    banks: Sequence[KernelBank],
-    gradients: Sequence[Tensor | None],
-    factors: Sequence[float],
-    options: Options,
-) -> list[Tensor]:
-    """Add factor · gradient of each bank's similarity to `gradients`; return the similarities.
+def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
+    """Add factor · gradient of each bank's similarity; return the similarities.
 
     All ranks call it with the same layers; those return the same similarities.
     """
-    with torch.no_grad(), full_precision(banks[0].filters):
-        own = [eager.sum_autocorrelations(bank, options) for bank in banks]
+    with torch.no_grad(), full_precision(jobs[0].bank.filters):
+        shares = [job.bank.share for job in jobs if job.bank.share is not None]
+        own = [eager.sum_autocorrelations(job.bank, options) for job in jobs]
         others = [torch.zeros_like(part) for part in own]
-        meeting = [i for i, bank in enumerate(banks) if bank.share is not None and bank.share.meets]
-        for i, total in zip(meeting, _total(banks, own, meeting), strict=True):
+        split = [i for i, share in enumerate(shares) if share.splits_a_group]
+        for i, total in zip(split, _total(shares, own, split), strict=True):
             others[i] = total - own[i]
         values = [
-            eager.add_gradient_(bank, gradient, factor, options, further).double()
-            for bank, gradient, factor, further in zip(
-                banks, gradients, factors, others, strict=True
-            )
+            eager.add_gradient_(job, factor, options, further).double()
+            for job, further in zip(jobs, others, strict=True)
         ]
-        totals = _total(banks, values, range(len(banks)))
-    return [value.to(bank.filters) for value, bank in zip(totals, banks, strict=True)]
+        totals = _total(shares, values, range(len(jobs)))
+    return [value.to(job.bank.filters) for value, job in zip(totals, jobs, strict=True)]
 
 
-def _total(
-    banks: Sequence[KernelBank], parts: Sequence[Tensor], chosen: Sequence[int]
-) -> list[Tensor]:
-    """Add up what the ranks have for the chosen banks, in one message where they are the same."""
-    by_ranks: dict[Any, list[int]] = {}
+def _total(shares: Sequence[Share], parts: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+    """Add up what the ranks have of the chosen parts, in one message where they are the same."""
+    by_group: dict[Any, list[int]] = {}
     for i in chosen:
-        share = banks[i].share
-        assert share is not None
-        by_ranks.setdefault(share.ranks, []).append(i)
+        by_group.setdefault(shares[i].process_group, []).append(i)
     found: dict[int, Tensor] = {}
-    for ranks, mine in by_ranks.items():
+    for process_group, mine in by_group.items():
         total = torch.cat([parts[i].flatten() for i in mine])
-        torch.distributed.all_reduce(total, group=ranks)
+        torch.distributed.all_reduce(total, group=process_group)
         pieces = total.split([parts[i].numel() for i in mine])
         found.update((i, piece.view_as(parts[i])) for i, piece in zip(mine, pieces, strict=True))
     return [found[i] for i in chosen]

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, TrainImages, with_recipe
+from convsim.cli.shrink import shrink_command
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
 from convsim.lab.comparison import compare
@@ -90,6 +91,7 @@ def _version(
 
 
 app.command("measure")(measure_command)
+app.command("shrink")(shrink_command)
 app.command("study")(study_command)
 
 

@@ -132,15 +132,14 @@ def _show(
 
 def _judge(report: RedundancyReport, most: float) -> None:
     """Exit with a finding if the model's maps are more alike than allowed, or a layer is dead."""
+    if report.silent:
+        say(f"All maps are zero in {', '.join(report.silent)}, which leaves no similarity there.")
+        raise typer.Exit(FOUND)
     if math.isnan(report.similarity):
         raise ConvsimError(
             "No measured layer has two maps of two pixels or more, so there is no similarity to "
             "hold against --max-similarity. Measure other layers, or larger images with --size."
         )
-    silent = [layer.name for layer in report.layers if layer.dead == layer.filters]
-    if silent:
-        say(f"All maps are zero in {', '.join(silent)}: low similarity says nothing there.")
-        raise typer.Exit(FOUND)
     if report.similarity <= most:
         return
     defined = [layer for layer in report.layers if not math.isnan(layer.similarity)]

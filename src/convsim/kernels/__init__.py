@@ -3,7 +3,7 @@
 The only place that knows layer types and weight layouts.
 """
 
-from convsim.kernels.bank import KernelBank, kernel_bank
+from convsim.kernels.bank import Geometry, KernelBank, kernel_bank
 from convsim.kernels.convolutions import CONVOLUTIONS, is_convolution
 from convsim.kernels.layer import ConvLayer
 from convsim.kernels.selection import LayerFilter, conv_layers, selected_modules
@@ -11,6 +11,7 @@ from convsim.kernels.selection import LayerFilter, conv_layers, selected_modules
 __all__ = [
     "CONVOLUTIONS",
     "ConvLayer",
+    "Geometry",
     "KernelBank",
     "LayerFilter",
     "conv_layers",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,25 @@ from torch.nn.parameter import UninitializedParameter
 from convsim.errors import ConvsimError
 from convsim.kernels.sharding import Share, is_sharded
 from convsim.precision import at_least_float32
+
+
+class Geometry(NamedTuple):
+    """Where a kernel's taps lie: one integer per spatial axis in each field but the last."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def taps(self) -> int:
+        """How many taps the kernel has."""
+        return prod(self.kernel)
+
+    @property
+    def lag_steps(self) -> tuple[int, ...]:
+        """How many taps apart lags lie that meet the stride, by axis."""
+        return tuple(s // gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,11 @@ class KernelBank:
     def kernel(self) -> tuple[int, ...]:
         """The kernel's spatial shape k."""
         return tuple(self.filters.shape[3:])
+
+    @property
+    def geometry(self) -> Geometry:
+        """What decides which lags count, apart from the filters."""
+        return Geometry(self.kernel, self.stride, self.dilation, self.transposed)
 
     def with_filters(self, filters: Tensor) -> KernelBank:
         """Put other filters of the same shape in place of these."""

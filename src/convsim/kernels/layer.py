@@ -11,7 +11,11 @@ from torch.nn.utils import parametrize
 
 from convsim.errors import ConvsimError
 from convsim.kernels.bank import KernelBank, kernel_bank
-from convsim.kernels.computed_weight import recomputes_weight, weight_in_forward
+from convsim.kernels.computed_weight import (
+    ConvolvedWeight,
+    convolved_weight,
+    may_compute_weight,
+)
 from convsim.kernels.sharding import (
     Share,
     gather,
@@ -31,11 +35,15 @@ class ConvLayer:
 
     @property
     def parametrized(self) -> bool:
-        """Whether the weight that convolves is computed from other parameters."""
-        return recomputes_weight(self.module) or parametrize.is_parametrized(self.module, "weight")
+        """Whether the weight that convolves is another than the parameter ``weight``."""
+        own = self.module._parameters.get("weight")
+        return own is None or self._own_weight() is not own
 
     def parameters(self) -> list[nn.Parameter]:
-        """List the weight's parameter, or those that it is computed from."""
+        """List the weight's parameter, or those that it may be computed from."""
+        if not self.parametrized:
+            weight: Any = self.module.weight
+            return [weight]
         return [
             parameter
             for name, parameter in self.module.named_parameters()
@@ -48,8 +56,11 @@ class ConvLayer:
         One that is sharded over processes (a DTensor, as under FSDP2) is gathered, on all of them;
         gradients go back to the shards.
 
+        Reading it leaves the layer as it is, whatever its forward or a parametrization does.
+
         Raises:
-            ConvsimError: If it cannot be read, as where FSDP1 keeps it in a flat shard.
+            ConvsimError: If it cannot be read, as where FSDP1 keeps it in a flat shard, or where
+                it is on the meta device.
         """
         return self.read()[0]
 
@@ -62,6 +73,7 @@ class ConvLayer:
         """
         module: Any = self.module
         weight = self._own_weight(average)
+        self._refuse_meta(weight)
         if not is_sharded(weight):
             return weight, None
         by_filters = shares and not module.transposed  # its first axis is input channels
@@ -78,14 +90,37 @@ class ConvLayer:
     def _own_weight(self, average: bool = False) -> Tensor:
         module: Any = self.module
         refuse_flat_shard(self.name, module)
-        apart = self.parametrized and any(map(is_sharded, module.parameters()))
-        if recomputes_weight(module) or apart:
-            return weight_in_forward(self.name, module, average)
-        weight: Tensor = module.weight
+        weight: Tensor = module.weight if self._is_plain else self._convolved(average).weight
         return weight
+
+    @property
+    def _is_plain(self) -> bool:
+        if not may_compute_weight(self.module):
+            return True
+        # torch.compile can trace a parametrization, but not the copy of a layer.
+        compiling = torch.compiler.is_compiling()
+        return compiling and parametrize.is_parametrized(self.module, "weight")
+
+    def _convolved(self, average: bool = False) -> ConvolvedWeight:
+        if torch.compiler.is_compiling():
+            apart: Any = torch.compiler.disable(convolved_weight)
+            found: ConvolvedWeight = apart(self.name, self.module, average)
+            return found
+        return convolved_weight(self.name, self.module, average)
+
+    def _refuse_meta(self, weight: Tensor) -> None:
+        if weight.is_meta:
+            raise ConvsimError(
+                f"Layer {self.name!r} ({type(self.module).__name__}): its weight is on the meta "
+                "device and has no numbers. Load the weights first; if accelerate has offloaded "
+                "them, call accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+            )
 
     def set_weight(self, weight: Tensor) -> None:
         """Write the weight that convolves, through a parametrization's right inverse.
+
+        A parametrization, or a forward that constrains its weight, may make another of it: `bank`
+        reads what came of it.
 
         Raises:
             ConvsimError: If the layer's forward makes its own weight, or the parametrization has no
@@ -93,15 +128,15 @@ class ConvLayer:
         """
         self.require_writable()
         module: Any = self.module
-        if not self.parametrized:
-            own = module.weight
+        own = module._parameters.get("weight")
+        if own is not None:
             weight = lay_out_like(weight, own) if is_sharded(own) else weight
             with torch.no_grad():
                 own.copy_(weight)
             return
         try:
-            module.weight = weight.to(module.weight.dtype)
-        except (NotImplementedError, RuntimeError) as error:
+            module.weight = weight.to(self._convolved().weight.dtype)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
             raise ConvsimError(
                 f"Layer {self.name!r}: its parametrization cannot be assigned to ({error}). Leave "
                 "the layer out with layers=…."
@@ -114,13 +149,13 @@ class ConvLayer:
             ConvsimError: As `set_weight`.
         """
         module: Any = self.module
-        if recomputes_weight(module):
+        if may_compute_weight(module) and not self._convolved().is_own:
             raise ConvsimError(
                 f"Layer {self.name!r} ({type(module).__name__}): its forward makes the weight that "
                 "convolves, which cannot be written. Leave the layer out with layers=…."
             )
-        steps = module.parametrizations["weight"] if self.parametrized else ()
-        for step in steps:
+        is_parametrized = parametrize.is_parametrized(module, "weight")
+        for step in module.parametrizations["weight"] if is_parametrized else ():
             if not hasattr(step, "right_inverse"):
                 raise ConvsimError(
                     f"Layer {self.name!r}: its parametrization cannot be assigned to "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
-from convsim.errors import ConvsimError
+from convsim.errors import ConvsimError, did_you_mean
 from convsim.kernels.convolutions import is_convolution
 from convsim.kernels.layer import ConvLayer, refuse_flat_shard
 
@@ -31,7 +33,8 @@ def conv_layers(
         frozen: Whether to list layers whose weight requires no gradient.
 
     Raises:
-        ConvsimError: If nothing is selected, or a selected layer is lazy and not yet initialised.
+        ConvsimError: If nothing is selected, a pattern or type matches nothing, or a layer is lazy
+            and not yet initialised.
     """
     _refuse_no_module(model)
     modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -42,17 +45,16 @@ def conv_layers(
             "Conv2d, Conv3d, their transposed forms and their subclasses."
         )
     for name, module in found.items():
-        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+        if isinstance(module._parameters.get("weight"), UninitializedParameter):
             raise ConvsimError(
                 f"Layer {name!r} ({type(module).__name__}) is lazy and not initialised: run one "
                 "forward pass first."
             )
         refuse_flat_shard(name, module)
-    matches = _as_predicate(layers)
     chosen = {
         name: module
-        for name, module in found.items()
-        if matches(name, module) and (frozen or _trains(ConvLayer(name, module)))
+        for name, module in _selected(found, layers, "layers").items()
+        if frozen or _trains(ConvLayer(name, module))
     }
     if not chosen:
         raise ConvsimError(
@@ -60,32 +62,42 @@ def conv_layers(
             f"{'' if frozen else ' (frozen ones left out)'}. "
             f"The model's convolutions: {', '.join(map(repr, found))}."
         )
-    seen: set[int] = set()
+    seen: set[frozenset[int]] = set()
     distinct = []
     for name, module in chosen.items():
-        key = id(dict(module.named_parameters(recurse=False)).get("weight", module))
+        key = _identity_of_weight(module)
         if key not in seen:
             seen.add(key)
             distinct.append(ConvLayer(name, module))
     return distinct
 
 
+def _identity_of_weight(module: nn.Module) -> frozenset[int]:
+    """Tell weights apart by their parameter, or by those that they are computed from."""
+    made_of = {name: one for name, one in module._parameters.items() if name != "bias"}
+    if parametrize.is_parametrized(module, "weight"):
+        parametrized: Any = module
+        made_of = dict(parametrized.parametrizations.weight.named_parameters())
+    own = made_of.get("weight")
+    ids = [id(one) for one in ([own] if own is not None else made_of.values())]
+    return frozenset(ids or [id(module)])
+
+
 def selected_modules(
-    model: nn.Module, modules: LayerFilter | Iterable[LayerFilter]
+    model: nn.Module, modules: LayerFilter | Iterable[LayerFilter] | None
 ) -> list[tuple[str, nn.Module]]:
     """List the modules of a model, of any kind, that a filter like that of `conv_layers` selects.
 
     Raises:
-        ConvsimError: If nothing is selected.
+        ConvsimError: If nothing is selected, or a pattern or type matches nothing.
     """
     _refuse_no_module(model)
-    matches = _as_predicate(modules)
-    chosen = [(name, module) for name, module in model.named_modules() if matches(name, module)]
+    chosen = _selected(dict(model.named_modules()), modules, "modules")
     if not chosen:
         raise ConvsimError(
             f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
         )
-    return chosen
+    return list(chosen.items())
 
 
 def _refuse_no_module(model: object) -> None:
@@ -98,21 +110,60 @@ def _trains(layer: ConvLayer) -> bool:
     return any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def _as_predicate(
-    layers: LayerFilter | Iterable[LayerFilter] | None,
-) -> Callable[[str, nn.Module], bool]:
-    if layers is None:
-        return lambda name, module: True
-    if isinstance(layers, str):
-        return lambda name, module: fnmatchcase(name, layers)
-    if isinstance(layers, type):
-        return lambda name, module: isinstance(module, layers)
-    if callable(layers) and not isinstance(layers, nn.Module):
-        return layers
-    if not isinstance(layers, Iterable):
-        raise ConvsimError(
-            "Layers are chosen by name patterns, layer types or predicates (name, module); got "
-            f"{layers!r}."
-        )
-    predicates = [_as_predicate(layer) for layer in layers]
-    return lambda name, module: any(matches(name, module) for matches in predicates)
+def _selected(
+    modules: Mapping[str, nn.Module],
+    filters: LayerFilter | Iterable[LayerFilter] | None,
+    option: str,
+) -> dict[str, nn.Module]:
+    """Take the modules that one filter, or one of several, selects, in their order."""
+    if filters is None:
+        return dict(modules)
+    chosen: set[str] = set()
+    for each in _as_list(filters):
+        matches = _as_predicate(each)
+        matched = {name for name, module in modules.items() if matches(name, module)}
+        if not matched and isinstance(each, str | type):
+            _refuse_without_match(each, filters, modules, option)
+        chosen |= matched
+    return {name: module for name, module in modules.items() if name in chosen}
+
+
+def _as_list(filters: LayerFilter | Iterable[LayerFilter]) -> list[LayerFilter]:
+    if isinstance(filters, str) or callable(filters):
+        return [filters]
+    if not isinstance(filters, Iterable):
+        _refuse_filter(filters)
+    return list(filters)
+
+
+def _as_predicate(each: Any) -> Callable[[str, nn.Module], bool]:
+    if isinstance(each, str):
+        return lambda name, module: fnmatchcase(name, each)
+    if isinstance(each, type):
+        return lambda name, module: isinstance(module, each)
+    if not callable(each) or isinstance(each, nn.Module):
+        _refuse_filter(each)
+    predicate: Callable[[str, nn.Module], bool] = each
+    return predicate
+
+
+def _refuse_filter(given: object) -> NoReturn:
+    raise ConvsimError(
+        "Layers are chosen by name patterns, layer types or predicates (name, module); got "
+        f"{given!r}."
+    )
+
+
+def _refuse_without_match(
+    each: str | type, filters: object, modules: Mapping[str, nn.Module], option: str
+) -> NoReturn:
+    kind = "convolution" if option == "layers" else "module"
+    given = f"{each!r} in " if each is not filters else ""
+    known = "The model's convolutions: " + ", ".join(map(repr, modules))
+    if option == "modules":
+        known = "model.named_modules() lists the names"
+    close = ""
+    if isinstance(each, str):
+        above = {name.rpartition(".")[0] for name in modules} - {""}
+        close = did_you_mean(each, [*modules, *(f"{name}.*" for name in sorted(above))])
+    raise ConvsimError(f"No {kind} is selected by {given}{option}={filters!r}. {known}.{close}")

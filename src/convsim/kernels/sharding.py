@@ -15,29 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsim.precision import exact_dtype
+
 
 @dataclass(frozen=True)
 class Share:
     """All filters of a layer, of which a bank holds those of this rank.
 
     Attributes:
-        ranks: The process group that holds them all, each once.
+        process_group: The ranks that hold them all, each once.
         groups: How many groups the layer has on all ranks.
         filters: How many filters each of them has.
     """
 
-    ranks: Any
+    process_group: Any
     groups: int
     filters: int
 
     @property
-    def meets(self) -> bool:
+    def splits_a_group(self) -> bool:
         """Whether filters of one group lie on several ranks."""
         return self.groups == 1
 
     def groups_in(self, weight: Tensor) -> int:
         """Count the groups in this rank's part of the weight: whole ones, or one in parts."""
-        return 1 if self.meets else len(weight) // self.filters
+        return 1 if self.splits_a_group else len(weight) // self.filters
 
 
 def is_sharded(weight: Tensor) -> bool:
@@ -85,7 +87,11 @@ def local_filters(weight: Any, share: Share) -> Tensor:
     In cut groups that is one filter.
     """
     own: Tensor = weight.to_local()
-    return own if len(own) else own.new_zeros(1 if share.meets else share.filters, *own.shape[1:])
+    return (
+        own
+        if len(own)
+        else own.new_zeros(1 if share.splits_a_group else share.filters, *own.shape[1:])
+    )
 
 
 def lay_out_like(whole: Tensor, weight: Any) -> Tensor:
@@ -121,13 +127,12 @@ def norm(tensors: Sequence[Tensor], shares: Iterable[Share | None] = repeat(None
 
 
 def _norm(tensor: Tensor, share: Share | None) -> Tensor:
-    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
-    own: Any = torch.linalg.vector_norm(tensor.detach().to(exact))
+    own: Any = torch.linalg.vector_norm(tensor.detach().to(exact_dtype(tensor.device)))
     if is_sharded(own):
         own = own.full_tensor()
     if share is not None:
         squared = own.square()
-        torch.distributed.all_reduce(squared, group=share.ranks)
+        torch.distributed.all_reduce(squared, group=share.process_group)
         own = squared.sqrt()
     return own  # type: ignore[no-any-return]
 
@@ -136,10 +141,10 @@ def average_over_ranks_(tensors: Iterable[Tensor]) -> None:
     """Average over data-parallel ranks, which read other images, as DDP does for the loss."""
     for tensor in tensors:
         torch.distributed.all_reduce(tensor)
-        tensor.div_(ranks())
+        tensor.div_(world_size())
 
 
-def ranks() -> int:
+def world_size() -> int:
     """Count the processes that train together."""
     distributed = torch.distributed
     started = distributed.is_available() and distributed.is_initialized()

@@ -33,13 +33,13 @@ class _Axis(NamedTuple):
     dilation: int
     before: int
     after: int
-    spread: int  # the stride of a transposed convolution
+    spacing: int  # from pixel to pixel: the stride of a transposed convolution
     mode: str
 
     @property
     def coordinates(self) -> int:
         """How many places the kernel walks over."""
-        return self.before + self.spread * (self.size - 1) + 1 + self.after
+        return self.before + self.spacing * (self.size - 1) + 1 + self.after
 
     @property
     def positions(self) -> int:
@@ -76,8 +76,8 @@ def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: i
     x = x.unsqueeze(0) if x.dim() == dims + 1 else x
     if x.dim() != dims + 2:
         raise ConvsimError(
-            f"it read an input of shape {tuple(inputs.shape)}, which has not the {dims + 2} axes "
-            "(N, C, …) of its convolution. Leave it out with layers=…."
+            f"it read an input of shape {tuple(inputs.shape)}, which does not have the {dims + 2} "
+            "axes (N, C, …) of its convolution. Leave it out with layers=…."
         )
     axes = _axes(module, bank, tuple(x.shape[2:]))
     picked_SnC: Tensor
@@ -126,15 +126,15 @@ def _axes(module: Any, bank: KernelBank, sizes: tuple[int, ...]) -> tuple[_Axis,
             (r - p, r - p + further)
             for r, p, further in zip(reach, module.padding, module.output_padding, strict=True)
         ]
-        strides, spreads, mode = (1,) * len(sizes), bank.stride, _REVERSED
+        strides, spacings, mode = (1,) * len(sizes), bank.stride, _REVERSED
     else:
         flat = module._reversed_padding_repeated_twice  # from the last axis to the first
         sides = list(zip(flat[-2::-2], flat[::-2], strict=True))
-        strides, spreads, mode = bank.stride, (1,) * len(sizes), module.padding_mode
-    columns = (sizes, bank.kernel, strides, bank.dilation, sides, spreads)
+        strides, spacings, mode = bank.stride, (1,) * len(sizes), module.padding_mode
+    columns = (sizes, bank.kernel, strides, bank.dilation, sides, spacings)
     return tuple(
-        _Axis(size, k, s, d, before, after, spread, mode)
-        for size, k, s, d, (before, after), spread in zip(*columns, strict=True)
+        _Axis(size, k, s, d, before, after, spacing, mode)
+        for size, k, s, d, (before, after), spacing in zip(*columns, strict=True)
     )
 
 
@@ -166,8 +166,8 @@ def _places(
 
 def _table(axis: _Axis) -> Tensor:
     """Say which pixel stands at each coordinate, `_ZERO` for none."""
-    pixels = torch.full((axis.spread * (axis.size - 1) + 1,), _ZERO, device="cpu")
-    pixels[:: axis.spread] = torch.arange(axis.size, device="cpu")
+    pixels = torch.full((axis.spacing * (axis.size - 1) + 1,), _ZERO, device="cpu")
+    pixels[:: axis.spacing] = torch.arange(axis.size, device="cpu")
     fill: dict[str, Any] = (
         {"value": _ZERO} if axis.mode in ("zeros", _REVERSED) else {"mode": axis.mode}
     )

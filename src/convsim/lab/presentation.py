@@ -14,7 +14,7 @@ from convsim.lab.methods import Coefficient
 from convsim.lab.records import Record
 from convsim.lab.summary import Summary
 from convsim.lab.tables import markdown_table
-from convsim.report.page import content_policy, source_hash
+from convsim.report.html import content_policy, source_hash
 from convsim.visible import visible
 
 if TYPE_CHECKING:

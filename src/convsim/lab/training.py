@@ -172,7 +172,7 @@ def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Recor
         }
         result["similarity"] = {
             layer.name.removeprefix("model."): layer.similarity
-            for layer in report.layers if layer.filters > 1 and layer.pixels > 1
+            for layer in report if not math.isnan(layer.similarity)
         }  # fmt: skip
     return result
 

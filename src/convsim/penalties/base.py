@@ -71,7 +71,7 @@ class Penalty(ABC):
         self,
         banks: Sequence[KernelBank],
         gradients: Sequence[Tensor | None],
-        factors: Sequence[float],
+        factor: float,
     ) -> list[Tensor]:
         """Add factor · gradient of each layer's penalty to its (G, M, C, k) tensor, in place.
 
@@ -82,7 +82,7 @@ class Penalty(ABC):
             Each layer's penalty, detached and without the factor.
         """
         values = []
-        for bank, gradient, factor in zip(banks, gradients, factors, strict=True):
+        for bank, gradient in zip(banks, gradients, strict=True):
             if gradient is None:
                 values.append(self.value(bank))
                 continue
@@ -121,7 +121,7 @@ class ActivationPenalty(Penalty):
         self,
         banks: Sequence[KernelBank],
         gradients: Sequence[Tensor | None],
-        factors: Sequence[float],
+        factor: float,
     ) -> list[Tensor]:
         """Refuse, as `value` does."""
         self._refuse()

@@ -10,7 +10,6 @@ from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.precision import full_precision
-from convsim.similarity import lag_steps
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ConvolutionalOrthogonality(Penalty):
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
         self.acts_on(bank)  # or refuses
-        step = lag_steps(bank.stride, bank.dilation)
+        step = bank.geometry.lag_steps
         padding = [(k - 1) // q * q for k, q in zip(bank.kernel, step, strict=True)]
         convolve = getattr(nn.functional, f"conv{len(bank.kernel)}d")
         total = bank.filters.new_zeros(())

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from convsim import backends
-from convsim.backends.problem import Options
 from convsim.kernels import KernelBank
 from convsim.penalties.base import Penalty
 from convsim.similarity import (
     Channels,
+    Options,
     Pairs,
     Reduction,
     Scale,
     bank_similarity,
     can_vary,
-    check_options,
 )
 
 
@@ -40,7 +39,7 @@ class ConvolutionalSimilarity(Penalty):
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        check_options(self.pairs, self.channels, self.scale, self.reduction)
+        _ = self._options  # refuses unknown ones
 
     @property
     def _options(self) -> Options:
@@ -53,7 +52,7 @@ class ConvolutionalSimilarity(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute Convolutional Similarity of one layer."""
-        return bank_similarity(bank, *self._options)
+        return bank_similarity(bank, self._options)
 
     def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
         """Compute Convolutional Similarity of each layer, its gradient in closed form."""
@@ -62,18 +61,18 @@ class ConvolutionalSimilarity(Penalty):
     def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
         """Compute Convolutional Similarity of one layer and its gradient in closed form."""
         gradient = torch.zeros_like(bank.filters)
-        (value,) = self.add_gradients_([bank], [gradient], [1.0])
+        (value,) = self.add_gradients_([bank], [gradient], 1.0)
         return value, gradient
 
     def add_gradients_(
         self,
         banks: Sequence[KernelBank],
         gradients: Sequence[Tensor | None],
-        factors: Sequence[float],
+        factor: float,
     ) -> list[Tensor]:
         """Add the gradients of all layers in closed form, by the fastest backend at hand."""
-        return backends.add_gradients_(banks, gradients, factors, self._options)
+        return backends.add_gradients_(banks, gradients, factor, self._options)
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether there are pairs, and lags by which directions can differ."""
-        return can_vary(bank, self.pairs, self.channels, self.scale)
+        return can_vary(bank, self._options)

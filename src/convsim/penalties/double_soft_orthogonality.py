@@ -9,7 +9,7 @@ from torch import Tensor
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
 from convsim.precision import full_precision
-from convsim.similarity.cosine import gram, less_identity
+from convsim.similarity.cosine import gram, minus_identity
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class DoubleSoftOrthogonality(Penalty):
         with full_precision(bank.filters):
             flat_GMn = bank.filters.flatten(2)
             columns_Gnn = flat_GMn.mT @ flat_GMn
-        rows = less_identity(gram(bank)).square().sum()
-        return rows + less_identity(columns_Gnn).square().sum()
+        rows = minus_identity(gram(bank)).square().sum()
+        return rows + minus_identity(columns_Gnn).square().sum()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.similarity.cosine import gram, less_identity
+from convsim.similarity.cosine import gram, minus_identity
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class MutualCoherence(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
-        return less_identity(gram(bank)).abs().amax((-2, -1)).sum()
+        return minus_identity(gram(bank)).abs().amax((-2, -1)).sum()

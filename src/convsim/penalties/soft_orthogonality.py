@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.similarity.cosine import gram, less_identity
+from convsim.similarity.cosine import gram, minus_identity
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class SoftOrthogonality(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
-        return less_identity(gram(bank)).square().sum()
+        return minus_identity(gram(bank)).square().sum()

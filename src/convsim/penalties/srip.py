@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, Penalty
-from convsim.similarity.cosine import gram, less_identity
+from convsim.similarity.cosine import gram, minus_identity
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SpectralRestrictedIsometry(Penalty):
 
     def value(self, bank: KernelBank) -> Tensor:
         """Compute the penalty of one layer."""
-        excess = less_identity(gram(bank))
+        excess = minus_identity(gram(bank))
         # eigvalsh refuses what is not finite, so NaN comes in again by a factor.
         eigenvalues: Tensor = torch.linalg.eigvalsh(excess.nan_to_num(0, 0, 0))
         valid = torch.where(excess.isfinite().all(), 1.0, torch.nan).to(excess)

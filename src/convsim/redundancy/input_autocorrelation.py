@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.kernels.windows import ALL, sample_windows
+from convsim.report.layer_redundancy import INPUT_CLASSES
 
 
 class InputAutocorrelation:
@@ -95,8 +96,5 @@ def energy_by_class(autocorrelation_GRR: Tensor, bank: KernelBank) -> dict[str, 
         common = common + shared
         if not any(lag):
             white = shared
-    return {
-        "white": float(white / total),
-        "common": float(common / total),
-        "matched": float(matched / total),
-    }
+    shares = (float(part / total) for part in (white, common, matched))
+    return dict(zip(INPUT_CLASSES, shares, strict=True))

@@ -5,6 +5,8 @@ Shape suffixes: N images, M maps, P pixels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,13 @@ _CHUNK = 2**22
 class PairStatistics:
     """Running sums over images of the cosine and correlation of every two maps.
 
-    A map is a vector over its pixels. A map that is zero everywhere has cosine 0 with every other,
-    and so has a constant map in the correlation.
+    A map is a vector over its pixels. One that is zero on an image has cosine 0 there with every
+    other, and so has a constant one in the correlation; one that is zero, or constant, on every
+    image is like nothing, and left out. So are maps of one pixel, of cosine ±1 whatever they hold,
+    beside larger ones.
 
     Attributes:
-        images: How many images were added.
+        images: How many images were added, without those that are left out.
         pixels: The most pixels a map had.
         live: (M,) bool, whether a map was other than zero on any image.
 
@@ -31,10 +35,16 @@ class PairStatistics:
     """
 
     def __init__(self, maps: int, device: torch.device) -> None:
-        self.images = self.pixels = 0
+        self.pixels = 0
         self.live = torch.zeros(maps, dtype=torch.bool, device=device)
+        self._restart()
+
+    def _restart(self) -> None:
+        maps, device = len(self.live), self.live.device
         # MPS has no float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
+        self.images = 0
+        self._varying = torch.zeros_like(self.live)
         self._absolute_MM = torch.zeros(maps, maps, dtype=exact, device=device)
         self._signed_MM = torch.zeros_like(self._absolute_MM)
         self._correlation = torch.zeros((), dtype=exact, device=device)
@@ -52,6 +62,10 @@ class PairStatistics:
         if not peak_NM.isfinite().all():
             return False
         self.live |= (peak_NM > 0).any(0)
+        if pixels == 1 < self.pixels:
+            return True
+        if self.pixels == 1 < pixels:
+            self._restart()
         at_once = max(1, _CHUNK // (maps * max(pixels, min(maps, _BLOCK))))
         for chunk_NMP, chunk_NM1 in zip(
             maps_NMP.split(at_once), peak_NM.unsqueeze(-1).split(at_once), strict=True
@@ -76,6 +90,7 @@ class PairStatistics:
         # What is left of a constant map is rounding: it has no direction.
         rounding = (8 * torch.finfo(unit_NMP.dtype).eps) ** 2
         varying_NM1 = torch.where(varying_NM1 <= rounding * constant_NM1, 0, varying_NM1)
+        self._varying |= (varying_NM1 > 0).any(0).squeeze(-1)
         unit_NMP *= torch.where(varying_NM1 > 0, varying_NM1.rsqrt(), 0)
         norm_NM1 = (varying_NM1 + constant_NM1).sqrt()
         norm_NM1 = torch.where(norm_NM1 > 0, norm_NM1, 1)
@@ -97,8 +112,13 @@ class PairStatistics:
                 self._correlation += correlation_Nab.abs_().sum() * (0.5 if same else 1.0)
 
     def absolute_cosine(self) -> Tensor:
-        """Return the mean over images of |cosine|: (M, M), float64, on the CPU."""
-        return self._mean(self._absolute_MM)
+        """Return the mean over images of |cosine|: (M, M), float64, on the CPU.
+
+        NaN for a map that is zero on every image, and for maps of one pixel.
+        """
+        directed = self.live & (self.pixels > 1)
+        undefined_MM = ~(directed & directed.unsqueeze(1))
+        return self._mean(self._absolute_MM).masked_fill(undefined_MM.cpu(), math.nan)
 
     def signed_cosine(self) -> Tensor:
         """Return the mean over images of the cosine: the Gram matrix of the unit maps."""
@@ -106,9 +126,9 @@ class PairStatistics:
 
     def correlation(self) -> float:
         """Return the mean over images and pairs of the absolute correlation, NaN without pairs."""
-        maps = len(self.live)
+        maps = int(self._varying.sum())
         pairs = maps * (maps - 1) // 2
-        return float(self._correlation) / (pairs * self.images) if pairs else float("nan")
+        return float(self._correlation) / (pairs * self.images) if pairs else math.nan
 
     def _mean(self, sums_MM: Tensor) -> Tensor:
         """Mirror the upper triangle, the only one that is summed, and divide by the images."""

@@ -1,6 +1,6 @@
 """Feature maps, kernels and images as small 8-bit pictures.
 
-Shape suffixes: E example images, K pairs of maps, M maps, C channels, h and w a picture's size.
+Shape suffixes: E example images, K pairs of filters, M maps, C channels, h and w a picture's size.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ _SLICES = 4
 _STRIP = 64
 
 
-def map_pictures(maps_EMx: Tensor, pairs: Sequence[MapPair]) -> Tensor:
-    """Draw the maps of pairs: (E, K, 2, h, w) uint8, each stretched to its own range."""
-    index = torch.tensor([[pair.first, pair.second] for pair in pairs], device=maps_EMx.device)
-    chosen = maps_EMx[:, index.view(-1)]
-    drawn = _stretched(_small(chosen.float(), _MAP_SIZE))
-    return drawn.view(len(drawn), len(pairs), 2, *drawn.shape[2:])
+def map_pictures(maps_EMx: Tensor) -> Tensor:
+    """Draw maps: (E, M, h, w) uint8, each stretched to its own range."""
+    return _stretched(_small(maps_EMx.float(), _MAP_SIZE))
 
 
 def image_pictures(images_ECx: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convsim.errors import ConvsimError
 from convsim.kernels import (
@@ -20,20 +22,39 @@ from convsim.kernels import (
     is_convolution,
     selected_modules,
 )
-from convsim.precision import full_precision
+from convsim.kernels.computed_weight import CONVOLUTION_CALLS
+from convsim.kernels.sharding import is_sharded
+from convsim.precision import at_least_float32, full_precision
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A module whose output is measured, with its layer and filters if it is a convolution."""
+    """A module that is measured.
+
+    Attributes:
+        name: Its name in the model.
+        module: The module.
+        bank: Its filters, if it is a convolution.
+        whole: Whether its output counts, and not what leaves its convolution.
+    """
 
     name: str
     module: nn.Module
     bank: KernelBank | None
+    whole: bool
+
+    def convolves_with(self, weight: Any) -> bool:
+        """Tell whether a weight is this layer's, for a forward may convolve with others too."""
+        if weight is self.module._parameters.get("weight"):
+            return True
+        if self.bank is None or is_sharded(weight) or weight.device != self.bank.filters.device:
+            return False
+        own = self.bank.to_weight(self.bank.filters)
+        return weight.shape == own.shape and torch.equal(at_least_float32(weight), own)
 
 
-Look = Callable[[Probe, tuple[Any, ...], Tensor], None]
-"""Called with a probe, its module's inputs, and the feature maps (N, maps, …) it put out."""
+Look = Callable[[tuple[Any, ...], Tensor], None]
+"""Called with a module's inputs, and the feature maps (N, maps, …) that it made of them."""
 
 
 def probes(
@@ -41,19 +62,27 @@ def probes(
     layers: LayerFilter | Iterable[LayerFilter] | None,
     modules: LayerFilter | Iterable[LayerFilter] | None,
 ) -> list[Probe]:
-    """Choose convolutions, or modules of any kind.
+    """Choose convolutions, also those that share a weight, or modules of any kind.
 
     Raises:
         ConvsimError: If both are given, or nothing is selected.
     """
     if modules is None:
-        chosen = [(layer.name, layer.module) for layer in conv_layers(model, layers)]
+        layers = list(layers) if isinstance(layers, Iterator) else layers
+        conv_layers(model, layers)  # refuses what cannot be read
+        everything = model.named_modules() if layers is None else selected_modules(model, layers)
+        chosen = [(name, module) for name, module in everything if is_convolution(module)]
     elif layers is None:
         chosen = selected_modules(model, modules)
     else:
         raise ConvsimError("measure() takes layers=… or modules=…, not both.")
     return [
-        Probe(name, module, _bank(name, module) if is_convolution(module) else None)
+        Probe(
+            name,
+            module,
+            bank=_bank(name, module) if is_convolution(module) else None,
+            whole=modules is not None,
+        )
         for name, module in chosen
     ]
 
@@ -63,38 +92,97 @@ def _bank(name: str, module: nn.Module) -> KernelBank:
     return bank.with_filters(bank.filters.detach())
 
 
-@contextmanager
-def watching(model: nn.Module, probes: Iterable[Probe], look: Look) -> Iterator[None]:
-    """Call `look` on every probe's output; in ``eval()`` mode, without gradients."""
+def device_of(model: nn.Module) -> torch.device | None:
+    """Find the device of a model's first tensor; None if it has none, or they are elsewhere."""
+    tensors = (*model.parameters(), *model.buffers())
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
-    def hook(
-        probe: Probe,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-    ) -> None:
+
+@contextmanager
+def watching(looks: Mapping[Probe, Look]) -> Iterator[None]:
+    """Call a look for each time that its probe's module runs.
+
+    A layer's maps are looked at as they leave its convolution: what its module's own forward goes
+    on to do with them (a normalization, an activation in place, a tuple around them) comes too
+    late. A module that calls no torch convolution with its weight counts by what it puts out.
+    """
+    watch = _Watch(looks)
+    with ExitStack() as stack:
+        for probe in looks:
+            module = probe.module
+            for handle in (
+                module.register_forward_pre_hook(partial(watch.begin, probe), with_kwargs=True),
+                module.register_forward_hook(
+                    partial(watch.end, probe), with_kwargs=True, always_call=True
+                ),
+            ):
+                stack.callback(handle.remove)
+        stack.enter_context(watch)
+        yield
+
+
+@dataclass(eq=False)
+class _Run:
+    """One run of a probe's module, up to now."""
+
+    probe: Probe
+    inputs: tuple[Any, ...]
+    convolved: bool = False
+
+
+class _Running(threading.local):
+    """Runs inside one another, by thread: nn.DataParallel has one for each device."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Run] = []
+
+
+class _Watch(TorchFunctionMode):
+    """Sees the modules of probes begin and end, and the convolutions in between."""
+
+    def __init__(self, looks: Mapping[Probe, Look]) -> None:
+        super().__init__()
+        self._looks = looks
+        self._running = _Running()
+
+    def begin(self, probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        self._running.stack.append(_Run(probe, (*args, *kwargs.values())))
+
+    def end(self, probe: Probe, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        run = self._running.stack.pop()
+        if not run.convolved and output is not None:  # it raised, and that is not ours to tell
+            self._look(run, output)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func in CONVOLUTION_CALLS and self._running.stack:
+            run = self._running.stack[-1]
+            weight = kwargs["weight"] if "weight" in kwargs else args[1]
+            if not run.probe.whole and run.probe.convolves_with(weight):
+                run.convolved = True
+                self._look(run, output)
+        return output
+
+    def _look(self, run: _Run, output: Any) -> None:
+        probe = run.probe
         spatial = len(probe.bank.kernel) if probe.bank is not None else None
         is_maps = isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 2
         if not is_maps or spatial not in (None, output.dim() - 2):
             shape = tuple(output.shape) if isinstance(output, Tensor) else ""
             raise ConvsimError(
-                f"Module {probe.name!r} ({type(module).__name__}) put out {_kind(output)} {shape}; "
-                "feature maps (N, maps, …) of real floating point can be measured. Pass inputs in "
-                "batches, or leave the module out."
+                f"Module {probe.name!r} ({type(probe.module).__name__}) put out {_kind(output)} "
+                f"{shape}; feature maps (N, maps, …) of real floating point can be measured. Pass "
+                "inputs in batches, or leave the module out."
             )
         with full_precision(output):
-            look(probe, (*args, *kwargs.values()), output.detach())
-
-    modes = {module: module.training for module in model.modules()}
-    with ExitStack() as stack, torch.no_grad():
-        for probe in probes:
-            handle = probe.module.register_forward_hook(partial(hook, probe), with_kwargs=True)
-            stack.callback(handle.remove)
-        for module, mode in modes.items():
-            stack.callback(setattr, module, "training", mode)
-        model.eval()
-        yield
+            self._looks[probe](run.inputs, output.detach())
 
 
 def _kind(output: Any) -> str:

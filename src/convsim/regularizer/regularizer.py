@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
-from convsim.kernels.sharding import Share, average_over_ranks_, ranks, settle_gradients_
+from convsim.kernels.sharding import Share, average_over_ranks_, settle_gradients_, world_size
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
 from convsim.regularizer.gradients import add_gradient, fits_in_place, gradient_target
@@ -225,7 +225,7 @@ class Regularizer:
             self._bank(layer, weight.detach(), share)
             for layer, weight, share in zip(self._acting, weights, shares, strict=True)
         ]
-        over_ranks = bool(self.penalty.windows) and ranks() > 1
+        over_ranks = bool(self.penalty.windows) and world_size() > 1
         pending = self._coefficient.pending
         in_place = [not (pending or over_ranks) and fits_in_place(weight) for weight in weights]
         gradients = [
@@ -233,7 +233,7 @@ class Regularizer:
             for where in zip(self._acting, weights, banks, in_place, strict=True)
         ]
         factor = self._layer_factor() * (1.0 if pending else self.coefficient * scale)
-        values = self.penalty.add_gradients_(banks, gradients, [factor] * len(banks))
+        values = self.penalty.add_gradients_(banks, gradients, factor)
         value = self._reduced(values)
         if over_ranks:
             average_over_ranks_([*(own for own in gradients if own is not None), value])

@@ -2,12 +2,14 @@
 
 from convsim.report.comparison import RedundancyComparison
 from convsim.report.layer_redundancy import KernelRedundancy, LayerRedundancy, MapPair, Pictures
-from convsim.report.redundancy_report import RankCorrelation, RedundancyReport
+from convsim.report.model_redundancy import ModelRedundancy, RankCorrelation
+from convsim.report.redundancy_report import RedundancyReport
 
 __all__ = [
     "KernelRedundancy",
     "LayerRedundancy",
     "MapPair",
+    "ModelRedundancy",
     "Pictures",
     "RankCorrelation",
     "RedundancyComparison",

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from convsim.errors import ConvsimError
 from convsim.report.figures import report_figure
+from convsim.report.html import save_page
+from convsim.report.layer_redundancy import LayerRedundancy
+from convsim.report.model_redundancy import ModelRedundancy, common_layers
 from convsim.report.page import html_page
 from convsim.report.table import comparison_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
-
-    from convsim.report.layer_redundancy import LayerRedundancy
-    from convsim.report.redundancy_report import RedundancyReport
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class RedundancyComparison:
         ConvsimError: If they have no layer in common.
     """
 
-    before: RedundancyReport
-    after: RedundancyReport
+    before: ModelRedundancy
+    after: ModelRedundancy
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -41,8 +41,7 @@ class RedundancyComparison:
     @property
     def layers(self) -> tuple[tuple[LayerRedundancy, LayerRedundancy], ...]:
         """(before, after) of each layer that both reports have, in the order of the later."""
-        before = {layer.name: layer for layer in self.before.layers}
-        return tuple((before[x.name], x) for x in self.after.layers if x.name in before)
+        return common_layers(self.before, self.after)
 
     @property
     def similarity(self) -> float:
@@ -51,7 +50,7 @@ class RedundancyComparison:
 
     def table(self) -> Table:
         """Lay the comparison out for the terminal. Needs rich."""
-        return comparison_table(self)
+        return comparison_table(self.before, self.after)
 
     __rich__ = table
 
@@ -64,5 +63,5 @@ class RedundancyComparison:
         return html_page(self.after, self.before)
 
     def save_html(self, path: str | Path) -> None:
-        """Write `to_html` to a file."""
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        """Write `to_html` to a file, in a folder that is made where it is missing."""
+        save_page(self.to_html(), path)

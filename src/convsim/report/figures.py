@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from convsim.report.layer_redundancy import LayerRedundancy
-    from convsim.report.redundancy_report import RedundancyReport
+    from convsim.report.model_redundancy import ModelRedundancy
 
 _FEW = 25
 """Most layers whose names fit under an axis."""
 
 
-def report_figure(report: RedundancyReport, before: RedundancyReport | None = None) -> Figure:
+def report_figure(report: ModelRedundancy, before: ModelRedundancy | None = None) -> Figure:
     """Draw similarity and correlation by layer, of one report or of two."""
     drawing: Figure = require("matplotlib.figure", "report").Figure(
         figsize=(12, 4), layout="constrained"

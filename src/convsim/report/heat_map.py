@@ -10,7 +10,7 @@ def similarity_order(matrix: Tensor) -> list[int]:
     """Order filters so that neighbours are alike: a chain from each to the most similar one left.
 
     Args:
-        matrix: (M, M), symmetric, similarity of every two filters.
+        matrix: (M, M), symmetric, similarity of every two filters; NaN counts as 0.
 
     Returns:
         A permutation of the filters, from the one most similar to all others.
@@ -19,7 +19,7 @@ def similarity_order(matrix: Tensor) -> list[int]:
     """
     if not len(matrix):
         return []
-    left = matrix.clone().fill_diagonal_(0)
+    left = matrix.nan_to_num().fill_diagonal_(0)
     last = int(left.sum(0).argmax())
     order = [last]
     for _ in range(len(matrix) - 1):
@@ -34,7 +34,7 @@ def binned(matrix: Tensor, bins: int) -> Tensor:
 
     Returns:
         The matrix itself if it is no larger; else (bins, bins), the last bin perhaps shorter. The
-        diagonal holds the mean within a bin.
+        diagonal holds the mean within a bin. NaN is left out; 0 where nothing is left.
     """
     size = len(matrix)
     if size <= bins:
@@ -42,6 +42,6 @@ def binned(matrix: Tensor, bins: int) -> Tensor:
     width = -(-size // bins)
     bin_M = torch.arange(size) // width
     membership = torch.nn.functional.one_hot(bin_M).to(matrix.dtype)
-    off_diagonal = 1 - torch.eye(size, dtype=matrix.dtype)
-    counts = membership.T @ off_diagonal @ membership
-    return membership.T @ (matrix * off_diagonal) @ membership / counts.clamp(min=1)
+    counted = (1 - torch.eye(size, dtype=matrix.dtype)) * ~matrix.isnan()
+    counts = membership.T @ counted @ membership
+    return membership.T @ (matrix.nan_to_num() * counted) @ membership / counts.clamp(min=1)

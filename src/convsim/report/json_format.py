@@ -16,14 +16,14 @@ from convsim import strict_json
 from convsim.errors import ConvsimError
 from convsim.report.layer_redundancy import (
     HISTOGRAM_BINS,
+    INPUT_CLASSES,
     KernelRedundancy,
     LayerRedundancy,
     MapPair,
     Pictures,
 )
+from convsim.report.model_redundancy import ModelRedundancy
 from convsim.report.raw import tensor_bytes
-from convsim.report.redundancy_report import RedundancyReport
-from convsim.report.table import CLASSES
 from convsim.version import __version__
 
 SCHEMA = 1
@@ -35,7 +35,7 @@ _MOST = 1e30
 Object = dict[str, Any]
 
 
-def to_json(report: RedundancyReport) -> str:
+def to_json(report: ModelRedundancy) -> str:
     """Write a report: ``{"schema": 1, "convsim": version, "model", "images", "layers": […]}``."""
     content = {
         "schema": SCHEMA,
@@ -54,7 +54,7 @@ def to_json(report: RedundancyReport) -> str:
     return json.dumps(content, allow_nan=False, indent=1)
 
 
-def from_json(text: str | bytes) -> RedundancyReport:
+def from_json(text: str | bytes) -> ModelRedundancy:
     """Read a report, refusing what is none with an error that says why."""
     try:
         content = strict_json.loads(text)
@@ -146,11 +146,11 @@ class _Reader:
     def __init__(self) -> None:
         self.bytes_left = _MOST_BYTES
 
-    def report(self, content: Object) -> RedundancyReport:
+    def report(self, content: Object) -> ModelRedundancy:
         layers = tuple(map(self.layer, content["layers"]))
         if not layers or len({layer.name for layer in layers}) < len(layers):
             raise ValueError("no layers, or two of one name")
-        return RedundancyReport(
+        return ModelRedundancy(
             model=_text(content["model"]),
             images=_count(content["images"]),
             layers=layers,
@@ -192,7 +192,9 @@ class _Reader:
             cosine=self.triangle(content["cosine"], filters),
             similarity=self.triangle(content["similarity"], filters),
             **numbers,
-            energy=None if energy is None else {name: _float(energy[name]) for name in CLASSES},
+            energy=None
+            if energy is None
+            else {name: _float(energy[name]) for name in INPUT_CLASSES},
         )
 
     def triangle(self, content: Object, size: int) -> Tensor:

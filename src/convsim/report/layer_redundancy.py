@@ -11,6 +11,8 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 
 HISTOGRAM_BINS = 20
+INPUT_CLASSES = ("white", "common", "matched")
+"""Of inputs, each within the next: the keys of `KernelRedundancy.energy`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class KernelRedundancy:
             orthogonality minimises.
         similarity: (filters, filters) float32, Convolutional Similarity, crossed and unit.
         cosine_rank_correlation: Spearman's, over pairs of the layer, between kernel cosine and
-            feature-map similarity. Of layers with more than 131,072 pairs, that many are drawn.
+            feature-map similarity; NaN for fewer than five pairs. Of layers with more than 131,072
+            pairs, that many are drawn.
         similarity_rank_correlation: The same with Convolutional Similarity. NaN where that is
             constant, as for 1×1 kernels.
         bound: The certificate's bound on the absolute cosine of two maps, √CS(i,j)·‖R‖ /
@@ -73,12 +76,6 @@ class KernelRedundancy:
     bounded: float
     autocorrelation: Tensor | None = field(default=None, repr=False, compare=False)
     energy: dict[str, float] | None = None
-
-    @property
-    def raw_similarity(self) -> Tensor:
-        """(filters, filters) float32: Convolutional Similarity, crossed and raw."""
-        squares = self.norms.square()
-        return self.similarity * squares[:, None] * squares
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,11 @@ class LayerRedundancy:
         filters: Its number of feature maps.
         pixels: The most pixels a map had.
         similarity: Mean absolute cosine similarity of two different feature maps of one image, over
-            all pairs and images; in [0, 1]. NaN for a layer with one filter, and for maps of one
-            pixel, whose cosine is ±1 whatever they hold.
-        correlation: The same with each map's mean over its pixels removed first.
+            images and pairs, without those of a map that is zero on every image; in [0, 1]. NaN
+            where no pair is left: for a layer with one filter, one whose maps are all zero, and for
+            maps of one pixel, whose cosine is ±1 whatever they hold.
+        correlation: The same with each map's mean over its pixels removed first, without the pairs
+            of a map that is constant on every image.
         effective_rank: How many directions the maps really use, in [1, filters]: exp of the entropy
             of the eigenvalues over their sum (Roy and Vetterli 2007), of the mean over images of
             the Gram matrix of the maps, each scaled to norm 1. 0 if every map is zero.
@@ -118,7 +117,8 @@ class LayerRedundancy:
         histogram: How many pairs have their mean absolute cosine in each twentieth of [0, 1].
         worst: The pairs most alike, at most eight, the worst first.
         matrix: (filters, filters) float32, on the CPU: the mean over images of the absolute cosine
-            of every two maps. Left out of comparisons by ``==``, as are the next two.
+            of every two maps, NaN where it is undefined. Left out of comparisons by ``==``, as are
+            the next two.
         kernels: What the kernels say; None for a module that is no convolution.
         pictures: The worst pairs to look at; None if no example image was kept.
     """
@@ -141,15 +141,13 @@ class LayerRedundancy:
         """List the pairs of maps whose mean absolute cosine is at least `threshold`.
 
         Returns:
-            (i, j, value) with i < j, the most alike first. None for maps of one pixel.
+            (i, j, value) with i < j, the most alike first.
 
         Raises:
             ConvsimError: If the threshold is outside [0, 1].
         """
         if not 0 <= threshold <= 1:
             raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
-        if self.pixels == 1:
-            return []
         above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
         pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
         return sorted(pairs, key=lambda pair: -pair[2])

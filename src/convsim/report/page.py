@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor
 
 from convsim.report.heat_map import binned, similarity_order
+from convsim.report.html import content_policy, source_hash
 from convsim.report.raw import tensor_bytes
 from convsim.version import __version__
 from convsim.visible import visible
 
 if TYPE_CHECKING:
     from convsim.report.layer_redundancy import LayerRedundancy
-    from convsim.report.redundancy_report import RedundancyReport
+    from convsim.report.model_redundancy import ModelRedundancy
 
 WHOLE = 256
 """Most filters whose matrix is shown as it is."""
@@ -31,7 +31,7 @@ BINS = 128
 _DIGITS = 5
 
 
-def html_page(report: RedundancyReport, before: RedundancyReport | None = None) -> str:
+def html_page(report: ModelRedundancy, before: ModelRedundancy | None = None) -> str:
     """Make the page: a summary across layers, heat maps, and the worst pairs on example images.
 
     Names reach the page as JSON and are shown as text; scripts and styles are bound by their
@@ -47,7 +47,7 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
     )
     # One order for both reports, so that a filter is at one place in the two heat maps.
     orders = {
-        layer.name: similarity_order(layer.matrix.nan_to_num())
+        layer.name: similarity_order(layer.matrix)
         for layer in (*(before.layers if before else ()), *report.layers)
     }
     title = f"Redundancy of {visible(report.model)}"
@@ -70,20 +70,11 @@ def html_page(report: RedundancyReport, before: RedundancyReport | None = None) 
 """
 
 
-def content_policy(*sources: str) -> str:
-    """Allow a page these sources and nothing else."""
-    return "; ".join(("default-src 'none'", "base-uri 'none'", "form-action 'none'", *sources))
-
-
-def source_hash(text: str) -> str:
-    """Name a script or a style by its content, as a policy does."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _report(report: RedundancyReport, orders: dict[str, list[int]]) -> dict[str, Any]:
+def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, Any]:
     return {
         "model": visible(report.model),
         "images": report.images,
+        "silent": [visible(name) for name in report.silent],
         "similarity": _number(report.similarity),
         "ranks": [
             [name, _number(value.layers), _number(value.pairs)]
@@ -103,8 +94,8 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
     kernels, pictures = layer.kernels, layer.pictures
     bins = len(layer.matrix) if len(layer.matrix) <= WHOLE else BINS
     if len(order) != layer.filters:  # it lost or gained filters since
-        order = similarity_order(layer.matrix.nan_to_num())
-    matrices = {"maps": layer.matrix} if layer.pixels > 1 else {}
+        order = similarity_order(layer.matrix)
+    matrices = {} if layer.matrix.isnan().all() else {"maps": layer.matrix}
     if kernels is not None:
         matrices |= {"cosine": kernels.cosine, "similarity": kernels.similarity}
     content: dict[str, Any] = {
@@ -123,13 +114,7 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
         "worst": [
             {name: _number(value) for name, value in asdict(pair).items()} for pair in layer.worst
         ],
-        "why": (
-            "its maps have one pixel, so that any two have |cosine| 1."
-            if layer.pixels == 1
-            else "it has one map."
-            if layer.filters == 1
-            else "it is no convolution."
-        ),
+        "why": _why_nothing(layer),
     }
     if kernels is not None:
         content |= {
@@ -147,17 +132,36 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
     return content
 
 
+def _why_nothing(layer: LayerRedundancy) -> str:
+    """Say why a layer has no pairs, or else why it has no matrix of its kernels."""
+    if layer.pixels == 1:
+        return "its maps have one pixel, so that any two have |cosine| 1."
+    if layer.filters == 1:
+        return "it has one map."
+    if layer.dead == layer.filters:
+        return "all its maps are zero on every image."
+    if layer.dead == layer.filters - 1:
+        return "all its maps but one are zero on every image."
+    return "it is no convolution."
+
+
 def _matrix(matrix: Tensor, bins: int, order: list[int]) -> dict[str, Any]:
     """Keep 8 bits of a matrix's upper triangle; of a binned one also as binned after ordering."""
-    top = max(1.0, float(matrix.max()))
+    top = max(1.0, float(matrix.nan_to_num().max()))
 
     def triangle(values: Tensor) -> str:
         upper = torch.triu_indices(*values.shape)
         return _base64(
-            (values[upper[0], upper[1]] / top * 255).round().clamp(0, 255).to(torch.uint8)
+            (values.nan_to_num()[upper[0], upper[1]] / top * 255)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
         )
 
-    content = {"top": top, "values": triangle(binned(matrix, bins))}
+    content: dict[str, Any] = {"top": top, "values": triangle(binned(matrix, bins))}
+    undefined = matrix.diagonal().isnan().nonzero().flatten().tolist()
+    if undefined and len(matrix) <= bins:
+        content["undefined"] = undefined
     if len(matrix) > bins:
         content["ordered"] = triangle(binned(matrix[order][:, order], bins))
     return content

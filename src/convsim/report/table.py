@@ -6,14 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from convsim.errors import require
+from convsim.report.layer_redundancy import INPUT_CLASSES
+from convsim.report.model_redundancy import common_layers
 from convsim.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from convsim.report.comparison import RedundancyComparison
     from convsim.report.layer_redundancy import LayerRedundancy
-    from convsim.report.redundancy_report import RedundancyReport
+    from convsim.report.model_redundancy import ModelRedundancy
 
 NOTE = (
     "similarity: mean |cosine| of two feature maps of one image; correlation: the same less each "
@@ -24,10 +25,9 @@ NOTE = (
 _HEADER = (
     "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
 )  # fmt: skip
-CLASSES = ("white", "common", "matched")
 
 
-def report_table(report: RedundancyReport) -> Table:
+def report_table(report: ModelRedundancy) -> Table:
     """Lay a report out, a row by layer."""
     title = f"{report.model}, {report.images:,} images: similarity {_text(report.similarity)}"
     ranks = ", ".join(
@@ -38,34 +38,27 @@ def report_table(report: RedundancyReport) -> Table:
     header: tuple[str, ...] = _HEADER
     shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
     if any(shares):  # of the inputs' autocorrelation, by class
-        header += CLASSES
+        header += INPUT_CLASSES
         rows = [
-            row + tuple(_text(share[name] if share else math.nan) for name in CLASSES)
+            row + tuple(_text(share[name] if share else math.nan) for name in INPUT_CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
-    return _table(title, header, rows, f"{NOTE}\nRank correlation with similarity: {ranks}.")
+    caption = f"{NOTE}\nRank correlation with similarity: {ranks}."
+    if report.silent:
+        names = visible(", ".join(report.silent))
+        caption += f"\nAll maps are zero in {names}: no similarity, left out of the mean."
+    return _table(title, header, rows, caption)
 
 
-def comparison_table(comparison: RedundancyComparison) -> Table:
-    """Lay a comparison out, a row by layer that both reports have."""
-    before, after = comparison.before, comparison.after
+def comparison_table(before: ModelRedundancy, after: ModelRedundancy) -> Table:
+    """Lay two reports of one model out, a row by layer that both have."""
     title = (
         f"{after.model}: similarity {_text(before.similarity)} → {_text(after.similarity)} "
-        f"({comparison.similarity:+.3f})"
+        f"({_signed(after.similarity - before.similarity)})"
     )
     header = (
-        "layer",
-        "maps",
-        "similarity",
-        "",
-        "change",
-        "correlation",
-        "",
-        "rank",
-        "",
-        "dead",
-        "",
-    )
+        "layer", "maps", "similarity", "", "change", "correlation", "", "rank", "", "dead", "",
+    )  # fmt: skip
     rows = [
         (
             b.name,
@@ -74,7 +67,7 @@ def comparison_table(comparison: RedundancyComparison) -> Table:
             _text(b.correlation), _text(a.correlation),
             f"{b.effective_rank:.1f}", f"{a.effective_rank:.1f}", str(b.dead), str(a.dead),
         )
-        for b, a in comparison.layers
+        for b, a in common_layers(before, after)
     ]  # fmt: skip
     return _table(title, header, rows, "Two columns: before and after.")
 

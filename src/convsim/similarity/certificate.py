@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from convsim.kernels import KernelBank
-from convsim.similarity.convolutional import bank_matrix
+from convsim.precision import divisor
+from convsim.similarity.convolutional import Options, bank_matrix
 
 
 def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Ten
     norm_NGM = torch.linalg.vector_norm(maps_NGMP, dim=-1)
     product_NGMM = norm_NGM.unsqueeze(-1) * norm_NGM.unsqueeze(-2)
     measured_NGMM = (maps_NGMP @ maps_NGMP.mT).abs() / product_NGMM
-    similarity_GMM = bank_matrix(bank, "crossed", "raw")
+    similarity_GMM = bank_matrix(bank, Options(scale="raw"))
     bound_NGMM = similarity_GMM.sqrt() * _autocorrelation_norm(bank, x_NCx) / product_NGMM
     bound_NGMM[product_NGMM == 0] = torch.nan  # as the measured value, 0/0, is
     return bound_NGMM, measured_NGMM
@@ -50,7 +51,7 @@ def certified_cosines(bank: KernelBank, inputs_NCx: Tensor) -> tuple[Tensor, Ten
 def _with_peak_1(values: Tensor, axes: int) -> Tensor:
     """Divide by the largest absolute value over the last axes, where it is not zero."""
     peak = values.abs().amax(tuple(range(-axes, 0)), keepdim=True)
-    return values / torch.where(peak > 0, peak, 1)
+    return values / divisor(peak)
 
 
 def _full_convolution(bank: KernelBank, x_NCx: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The readable reference that every faster path is checked against. Shape suffixes: G groups, M
 filters of a group, C channels of a filter, n taps of a kernel (the product of its spatial shape k),
-L classes of tap pairs.
+N = n² tap pairs, L classes of them, X a vector whose inner products are similarities.
 
 For stride 1 the similarity of two filters is Σ ‖K[i,c] ⋆ K[j,c′]‖² over channel pairs, and by
 Parseval ‖p ⋆ q‖² = ⟨p ⋆ p, q ⋆ q⟩. So each filter is first turned into a short vector, its
@@ -12,8 +12,8 @@ autocorrelation, and similarity becomes an inner product of such vectors: all pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
-from math import gcd
 from typing import Literal, get_args
 
 import torch
@@ -21,13 +21,38 @@ from torch import Tensor
 
 from convsim.caching import kept
 from convsim.errors import ConvsimError
-from convsim.kernels import KernelBank, kernel_bank
-from convsim.precision import full_precision
+from convsim.kernels import Geometry, KernelBank, kernel_bank
+from convsim.precision import exact_dtype, full_precision
 
 Pairs = Literal["all", "adjacent"]
 Channels = Literal["crossed", "matched"]
 Scale = Literal["unit", "raw"]
 Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The form of Convolutional Similarity: see `convolutional_similarity`.
+
+    Raises:
+        ConvsimError: For an unknown option.
+    """
+
+    pairs: Pairs = "all"
+    channels: Channels = "crossed"
+    scale: Scale = "unit"
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        for name, value, kind in (
+            ("pairs", self.pairs, Pairs),
+            ("channels", self.channels, Channels),
+            ("scale", self.scale, Scale),
+            ("reduction", self.reduction, Reduction),
+        ):
+            if value not in get_args(kind):
+                known = " or ".join(map(repr, get_args(kind)))
+                raise ConvsimError(f"{name} must be {known}; got {value!r}.")
 
 
 def convolutional_similarity(
@@ -92,7 +117,7 @@ def convolutional_similarity(
     bank = kernel_bank(
         weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
     )
-    return bank_similarity(bank, pairs, channels, scale, reduction)
+    return bank_similarity(bank, Options(pairs, channels, scale, reduction))
 
 
 def similarity_matrix(
@@ -133,24 +158,24 @@ def similarity_matrix(
     bank = kernel_bank(
         weight, stride=stride, dilation=dilation, groups=groups, transposed=transposed
     )
-    matrix: Tensor = torch.block_diag(*bank_matrix(bank, channels, scale))
+    options = Options(channels=channels, scale=scale)
+    matrix: Tensor = torch.block_diag(*bank_matrix(bank, options))
     return matrix
 
 
-def bank_matrix(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
+def bank_matrix(bank: KernelBank, options: Options) -> Tensor:
     """Compute the similarity of every two filters of a group: (G, M, M)."""
     with full_precision(bank.filters):
-        a_GMX = _autocorrelation(bank, channels, scale)
+        a_GMX = _autocorrelation(bank, options)
         return a_GMX @ a_GMX.mT
 
 
-def bank_similarity(
-    bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale, reduction: Reduction
-) -> Tensor:
+def bank_similarity(bank: KernelBank, options: Options) -> Tensor:
     """Compute `convolutional_similarity` of a bank: ½ Σ_i ⟨a_i, Σ of its partners' a_j⟩."""
     with full_precision(bank.filters):
-        a_GMX = _autocorrelation(bank, channels, scale)
-    return 0.5 * pair_weight(bank, pairs, reduction) * (a_GMX * sum_partners(a_GMX, pairs)).sum()
+        a_GMX = _autocorrelation(bank, options)
+    total = (a_GMX * sum_partners(a_GMX, options.pairs)).sum()
+    return 0.5 * pair_weight(bank, options) * total
 
 
 def pair_count(bank: KernelBank, pairs: Pairs) -> int:
@@ -159,40 +184,26 @@ def pair_count(bank: KernelBank, pairs: Pairs) -> int:
     return groups * (filters * (filters - 1) // 2 if pairs == "all" else filters - 1)
 
 
-def can_vary(bank: KernelBank, pairs: Pairs, channels: Channels, scale: Scale) -> bool:
+def can_vary(bank: KernelBank, options: Options) -> bool:
     """Tell whether a bank's similarity depends on its filters at all.
 
     It does not where there are no pairs, nor in the crossed, unit form where lag 0 alone is left:
     Σ_{c,c′} ‖K[i,c]‖²‖K[j,c′]‖² is then the product of two norms.
     """
-    only_norms = channels == "crossed" and scale == "unit" and _classes(bank)[1] == 1
-    return pair_count(bank, pairs) > 0 and not only_norms
+    crossed_and_unit = options.channels == "crossed" and options.scale == "unit"
+    only_norms = crossed_and_unit and _classes(bank)[1] == 1
+    return pair_count(bank, options.pairs) > 0 and not only_norms
 
 
-def check_options(pairs: str, channels: str, scale: str, reduction: str) -> None:
-    """Refuse an unknown option with an error that lists the known ones."""
-    for name, value, kind in (
-        ("pairs", pairs, Pairs),
-        ("channels", channels, Channels),
-        ("scale", scale, Scale),
-        ("reduction", reduction, Reduction),
-    ):
-        if value not in get_args(kind):
-            known = " or ".join(map(repr, get_args(kind)))
-            raise ConvsimError(f"{name} must be {known}; got {value!r}.")
-
-
-def _autocorrelation(bank: KernelBank, channels: Channels, scale: Scale) -> Tensor:
+def _autocorrelation(bank: KernelBank, options: Options) -> Tensor:
     """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
-    check_options("all", channels, scale, "sum")
     if bank.share is not None:
         raise ConvsimError(
             "These are one rank's filters of a sharded layer, whose similarity needs those of all "
             "ranks here, as a second derivative does: gather the weight with full_tensor()."
         )
-    return pool_by_class(
-        tap_products(scaled_filters(bank.filters.flatten(3), scale)[0], channels), bank
-    ).flatten(2)
+    w_GMCn = scaled_filters(bank.filters.flatten(3), options.scale)[0]
+    return pool_by_class(tap_products(w_GMCn, options.channels), bank).flatten(2)
 
 
 def unit_filters(bank: KernelBank) -> Tensor:
@@ -217,7 +228,7 @@ def scaled_filters(w_GMCn: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor
 
 def filter_norms(filters_GMCk: Tensor) -> Tensor:
     """Compute every filter's norm, however large or small: (G, M), float64 but on MPS."""
-    exact = torch.float32 if filters_GMCk.device.type == "mps" else torch.float64
+    exact = exact_dtype(filters_GMCk.device)
     norms: Tensor = torch.linalg.vector_norm(filters_GMCk.flatten(2), dim=2, dtype=exact)
     return norms
 
@@ -236,38 +247,27 @@ def pool_by_class(gram_nn: Tensor, bank: KernelBank) -> Tensor:
     return pooled.index_add(-1, class_N, gram_nn.flatten(-2))[..., :count]
 
 
-def spell_by_class(a_L: Tensor, bank: KernelBank) -> Tensor:
-    """Spell a vector over classes out over tap pairs, the adjoint of `pool_by_class`."""
+def expand_classes(a_L: Tensor, bank: KernelBank) -> Tensor:
+    """Expand a vector over classes to tap pairs, the adjoint of `pool_by_class`."""
     class_N, _ = _classes(bank)
-    taps = bank.filters[0, 0, 0].numel()
+    taps = bank.geometry.taps
     padded = torch.nn.functional.pad(a_L, (0, 1))
     pairs: Tensor = padded[..., class_N]
     return pairs.reshape(*a_L.shape[:-1], taps, taps)
 
 
 def _classes(bank: KernelBank) -> tuple[Tensor, int]:
-    geometry = (bank.kernel, bank.stride, bank.dilation, bank.transposed)
-    return _classes_on(*geometry, bank.filters.device)
+    return _classes_on(bank.geometry, bank.filters.device)
 
 
 @kept(64)  # a copy to a GPU at every call would wait for it
-def _classes_on(
-    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool,
-    device: torch.device,
-) -> tuple[Tensor, int]:  # fmt: skip
-    index, count = tap_pair_classes(kernel, stride, dilation, transposed)
+def _classes_on(geometry: Geometry, device: torch.device) -> tuple[Tensor, int]:
+    index, count = tap_pair_classes(geometry)
     return index.to(device), count
 
 
-def lag_steps(stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """Find how many taps apart lags lie that meet the stride, by axis."""
-    return [s // gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
-
-
 @kept(64)
-def tap_pair_classes(
-    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], transposed: bool
-) -> tuple[Tensor, int]:
+def tap_pair_classes(geometry: Geometry) -> tuple[Tensor, int]:
     """Sort the pairs (u, v) of a kernel's taps into the classes that autocorrelation sums over.
 
     A convolution sums by the lag v − u and keeps the lags b with dilation·b divisible by the
@@ -276,13 +276,13 @@ def tap_pair_classes(
     Returns:
         The class of each of the n² pairs, where `count` stands for a pair left out, and `count`.
     """
-    step = lag_steps(stride, dilation)
-    taps = list(product(*map(range, kernel)))
+    step = geometry.lag_steps
+    taps = list(product(*map(range, geometry.kernel)))
     number: dict[tuple[int, ...], int] = {}
     classes = []
     for u, v in product(taps, taps):
         lag = tuple(b - a for a, b in zip(u, v, strict=True))
-        if transposed:
+        if geometry.transposed:
             lag += tuple(a % q for a, q in zip(u, step, strict=True))
         elif any(b % q for b, q in zip(lag, step, strict=True)):
             classes.append(-1)
@@ -305,7 +305,7 @@ def sum_partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
     return before.cumsum(1) + after.flip(1).cumsum(1).flip(1)
 
 
-def pair_weight(bank: KernelBank, pairs: Pairs, reduction: Reduction) -> float:
+def pair_weight(bank: KernelBank, options: Options) -> float:
     """Compute what the sum over pairs is multiplied by: 1, or 1 over their number."""
-    check_options(pairs, "crossed", "unit", reduction)
-    return 1.0 if reduction == "sum" else 1.0 / max(1, pair_count(bank, pairs))
+    count = pair_count(bank, options.pairs)
+    return 1.0 if options.reduction == "sum" else 1.0 / max(1, count)

@@ -33,6 +33,7 @@ def off_diagonal(values_GMM: Tensor) -> Tensor:
     return values_GMM - torch.diag_embed(values_GMM.diagonal(dim1=-2, dim2=-1))
 
 
-def less_identity(values_GMM: Tensor) -> Tensor:
+def minus_identity(values_GMM: Tensor) -> Tensor:
     """Subtract the identity."""
-    return values_GMM - torch.eye(values_GMM.shape[-1], dtype=values_GMM.dtype).to(values_GMM)
+    count, like = values_GMM.shape[-1], values_GMM
+    return values_GMM - torch.eye(count, dtype=like.dtype, device=like.device)

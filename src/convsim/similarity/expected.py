@@ -12,8 +12,8 @@ from torch import Tensor
 
 from convsim.errors import ConvsimError
 from convsim.kernels import kernel_bank
-from convsim.precision import full_precision
-from convsim.similarity.convolutional import Scale, check_options, unit_filters
+from convsim.precision import divisor, full_precision
+from convsim.similarity.convolutional import Options, Scale, unit_filters
 
 
 def expected_similarity(
@@ -48,7 +48,7 @@ def expected_similarity(
         tensor([[1.0000, 0.5000],
                 [0.5000, 1.0000]])
     """
-    check_options("all", "crossed", scale, "sum")
+    Options(scale=scale)  # refuses an unknown one
     bank = kernel_bank(weight, groups=groups)
     filters_GMCn = unit_filters(bank) if scale == "unit" else bank.filters
     flat_GMR = filters_GMCn.flatten(2)
@@ -62,13 +62,12 @@ def expected_similarity(
         )
     if scale == "unit":  # of inputs of any size, as of filters
         peak = autocorrelation.detach().abs().amax()
-        autocorrelation = autocorrelation / torch.where(peak > 0, peak, 1)
+        autocorrelation = autocorrelation / divisor(peak)
     with full_precision(flat_GMR):
         inner_GMM = flat_GMR @ autocorrelation.to(flat_GMR) @ flat_GMR.mT
     if scale == "unit":
         energy_GM = inner_GMM.diagonal(dim1=1, dim2=2)
-        live_GM = energy_GM > 0
-        factor_GM = torch.where(live_GM, torch.where(live_GM, energy_GM, 1).rsqrt(), 0)
+        factor_GM = torch.where(energy_GM > 0, divisor(energy_GM).rsqrt(), 0)
         inner_GMM = inner_GMM * factor_GM.unsqueeze(1) * factor_GM.unsqueeze(2)
     matrix: Tensor = torch.block_diag(*inner_GMM)
     return matrix

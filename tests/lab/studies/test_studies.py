@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from closeness import assert_close
 from convsim.cli import main
 from convsim.errors import ConvsimError
 from convsim.lab.records import read_records
@@ -57,7 +58,7 @@ def test_feature_maps_equal_numpys_correlation(padding):
 
 def test_mean_cosine_averages_pairs():
     vectors = torch.tensor([[[1.0, 0], [1, 1], [0, -2]]])
-    assert mean_cosine(vectors).item() == pytest.approx((0.5**0.5 * 2 + 0) / 3)
+    assert_close(mean_cosine(vectors)[0], (0.5**0.5 * 2 + 0) / 3, terms=6)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -74,7 +75,6 @@ def test_every_draw_is_minimised_for_itself(name):
 
 def test_the_authors_toy_setting_is_theirs():
     """300 SGD steps of the scripts' rates on U(0, 1), in plain loops, on one pair."""
-    torch.manual_seed(0)
     filters = torch.rand(400, 2, 1, 9, dtype=torch.float64)
     ours = minimize(filters, "cosine")
     pair = filters[0, :, 0].clone().requires_grad_()

@@ -13,7 +13,7 @@ from convsim.lab.studies.draws import Setting, bank_of, draw, feature_maps, mean
 from convsim.lab.studies.minimization import CHANGE, STEPS, change
 from convsim.lab.studies.study import Row, Study
 from convsim.penalties import ConvolutionalSimilarity
-from convsim.similarity import bank_matrix
+from convsim.similarity import Options, bank_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def _minimize(filters_GMCk: Tensor, pairs: str) -> Tensor:
 
 
 def _mean_similarity(filters_GMCk: Tensor) -> Tensor:
-    matrix_GMM = bank_matrix(bank_of(filters_GMCk), "crossed", "unit")
+    matrix_GMM = bank_matrix(bank_of(filters_GMCk), Options())
     filters = matrix_GMM.shape[1]
     trace = matrix_GMM.diagonal(dim1=1, dim2=2).sum(1)
     return (matrix_GMM.sum((1, 2)) - trace) / (filters * (filters - 1))
@@ -77,7 +77,7 @@ def _lower_bound(filters_GMCk: Tensor) -> Tensor:
 
     A_i[0] = 1 for unit filters, so that ‖ΣA_i‖² ≥ M², with equality for a flat total spectrum.
     """
-    matrix_GMM = bank_matrix(bank_of(filters_GMCk), "crossed", "unit")
+    matrix_GMM = bank_matrix(bank_of(filters_GMCk), Options())
     filters = matrix_GMM.shape[1]
     trace = matrix_GMM.diagonal(dim1=1, dim2=2).sum(1)
     return (filters**2 - trace) / (filters * (filters - 1))

@@ -26,6 +26,7 @@ const SEQUENTIAL = Array.from({ length: 256 }, (_, v) => {
   const place = v / 255 * (ANCHORS.length - 1), n = Math.min(Math.floor(place), ANCHORS.length - 2);
   return ANCHORS[n].map((a, c) => a + (ANCHORS[n + 1][c] - a) * (place - n));
 });
+const UNDEFINED = [220, 220, 220];
 const signed = (v) => v < 0 ? [255 + 2 * v, 255 + 1.2 * v, 255] : [255, 255 - 1.2 * v, 255 - 2 * v];
 
 function paint(canvas, width, height, colour) {
@@ -53,6 +54,8 @@ function summarize() {
   $("ranks").textContent = "Rank correlation with feature-map similarity: " +
     last.ranks.map(([name, layers, pairs]) =>
       `${name} ${text(layers, 2)} across layers, ${text(pairs, 2)} across pairs`).join("; ") + ".";
+  if (last.silent.length)
+    $("ranks").textContent += ` All maps are zero in ${last.silent.join(", ")}: no similarity, left out of the mean.`;
   $("foot").textContent = `convsim ${convsim}`;
   const head = element("tr", { parent: $("layers").tHead });
   for (const [name] of COLUMNS) element("th", { parent: head, textContent: name });
@@ -88,7 +91,9 @@ function matrixOf(layer, quantity, order) {
     if (a > b) [a, b] = [b, a];
     return values[a * size - a * (a - 1) / 2 + b - a];
   };
-  return { size, top: kept.top, at };
+  const undefined_ = new Set(kept.undefined);  // filters whose maps are zero on every image
+  const defined = (i, j) => !undefined_.has(row(i)) && !undefined_.has(row(j));
+  return { size, top: kept.top, at, defined };
 }
 
 function filtersOf(layer, bin, order) {
@@ -112,15 +117,17 @@ function showHeat() {
       continue;
     }
     const canvas = element("canvas", { parent: figure, className: "heat" });
-    paint(canvas, matrix.size, matrix.size, (n) =>
-      SEQUENTIAL[matrix.at(Math.floor(n / matrix.size), n % matrix.size)]);
+    paint(canvas, matrix.size, matrix.size, (n) => {
+      const i = Math.floor(n / matrix.size), j = n % matrix.size;
+      return matrix.defined(i, j) ? SEQUENTIAL[matrix.at(i, j)] : UNDEFINED;
+    });
     hover(canvas, (event) => {
       const box = canvas.getBoundingClientRect();
       const bin = (at, from, side) => Math.min(matrix.size - 1, Math.max(0, Math.floor((at - from) / side * matrix.size)));
       const i = bin(event.clientY, box.top, box.height), j = bin(event.clientX, box.left, box.width);
       const mean = layer.width > 1 ? "mean " : "";
       return `${filtersOf(layer, i, order)} × ${filtersOf(layer, j, order)}: ` +
-        `${mean}${(matrix.at(i, j) / 255 * matrix.top).toFixed(2)}`;
+        (matrix.defined(i, j) ? `${mean}${(matrix.at(i, j) / 255 * matrix.top).toFixed(2)}` : "undefined, for a map is zero");
     });
     paint(element("canvas", { parent: figure, className: "legend" }), 256, 1, (n) => SEQUENTIAL[n]);
     element("figcaption", { parent: figure, textContent:

@@ -1,0 +1,116 @@
+"""Torch-Pruning: linear redundancy as its importance, and compensation of what it pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError
+from convsim.shrinking import Shrunk, shrink
+from convsim.shrinking.calibration import Batch, calibration_batches, require_shrinkable
+from convsim.shrinking.survey import survey
+
+
+class RedundancyImportance:
+    """How much the consumers of each channel would miss it, as ``importance=`` of a pruner.
+
+    A channel's importance is by how much the relative error of what its consumers put out falls
+    when it joins those that are needed more, the lost ones being replaced by their best linear
+    function (`convsim.shrink`); so it can be compared over layers. The consumers themselves are not
+    compensated: call `compensate` after the pruner, on the original.
+
+    Args:
+        model: The network that the pruner prunes, the same object.
+        batches: Calibration images as `convsim.shrink` takes them.
+        positions: As in `convsim.shrink`.
+
+    The network is surveyed at the first call, and anew when it has been pruned since.
+
+    Example:
+        >>> importance = RedundancyImportance(model, images)  # doctest: +SKIP
+        >>> pruner = torch_pruning.pruner.BasePruner(
+        ...     model, example, importance=importance, pruning_ratio=0.5
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Batch], *, positions: int = 32) -> None:
+        require_shrinkable(model)
+        self._model = model
+        self._inputs = calibration_batches(batches)
+        self._positions = positions
+        self._shapes: list[torch.Size] = []
+        self._scores: dict[str, list[float]] = {}
+
+    def __call__(self, group: Any, **_: Any) -> Tensor | None:
+        """Return the importance of a group's channels, None where they cannot be judged."""
+        shapes = [parameter.shape for parameter in self._model.parameters()]
+        if shapes != self._shapes:
+            self._scores, self._shapes = self._survey(), shapes
+        names = {module: name for name, module in self._model.named_modules()}
+        dependency, indices = group[0]
+        scores = self._scores.get(names.get(dependency.target.module, ""))
+        return None if scores is None else torch.tensor([scores[index] for index in indices])
+
+    def _survey(self) -> dict[str, list[float]]:
+        model = copy.deepcopy(self._model).eval()
+        found = survey(model, self._inputs, layers=None, positions=self._positions)
+        scores: dict[str, list[float]] = {}
+        for group, selection in zip(found.groups, found.selections, strict=True):
+            errors = selection.total_errors()
+            falls = (errors[:-1] - errors[1:]).cummin(0).values.tolist()
+            by_channel = {
+                channel: fall
+                for unit, fall in zip(selection.order, falls, strict=True)
+                for channel in group.units[unit]
+            }
+            for slot in group.putting_out:
+                if all(channel in by_channel for channel in slot.channels):
+                    scores[slot.key.name] = [by_channel[channel] for channel in slot.channels]
+        return scores
+
+
+def compensate(
+    model: nn.Module,
+    history: Sequence[Sequence[Any]],
+    batches: Iterable[Batch],
+    *,
+    positions: int = 32,
+) -> Shrunk:
+    """Let the consumers make up for channels that a pruner of Torch-Pruning took out.
+
+    Args:
+        model: The network as it was before.
+        history: What the pruner did: ``pruner.DG.pruning_history()``.
+        batches: Calibration images as `convsim.shrink` takes them.
+        positions: As in `convsim.shrink`.
+
+    Returns:
+        A network of the pruned one's shape.
+
+    Raises:
+        ConvsimError: If the history prunes inputs instead of outputs, or another network; and as
+            `convsim.shrink`.
+    """
+    return shrink(model, batches, keep=kept_channels(model, history), positions=positions)
+
+
+def kept_channels(model: nn.Module, history: Sequence[Sequence[Any]]) -> dict[str, list[int]]:
+    """Tell from a pruning history which channels of each layer are left, by its name."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    kept: dict[str, list[int]] = {}
+    for name, prunes_outputs, indices in history:
+        module = modules.get(name)
+        count = getattr(module, "out_channels", getattr(module, "out_features", None))
+        if count is None or not prunes_outputs:
+            raise ConvsimError(
+                f"The history prunes {'outputs' if prunes_outputs else 'inputs'} of {name!r}; only "
+                "outputs of convolutions and linear layers of the model can be compensated for."
+            )
+        left = kept.setdefault(name, list(range(count)))
+        gone = set(indices)
+        kept[name] = [channel for place, channel in enumerate(left) if place not in gone]
+    return kept

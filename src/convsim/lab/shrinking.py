@@ -1,0 +1,160 @@
+"""Shrink a model on the training images of a data set, and train the smaller one further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab.augmentation import crop_and_flip
+from convsim.lab.datasets.image_data import ImageData, pixel_statistics
+from convsim.shrinking import Shrunk, shrink
+
+
+class Preparation:
+    """How a data set's images reach a model: standardised by the training part, and scaled.
+
+    Args:
+        data: The data set.
+        size: Height and width to scale to; as they are if None.
+    """
+
+    def __init__(self, data: ImageData, size: int | None = None) -> None:
+        self.mean, self.std = pixel_statistics(data.train_images)
+        self.size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Prepare uint8 images (N, C, H, W)."""
+        prepared = (images.float() - self.mean) / self.std
+        if self.size is None:
+            return prepared
+        return nn.functional.interpolate(
+            prepared, (self.size, self.size), mode="bilinear", antialias=True
+        )
+
+
+def shrink_on(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    images: int,
+    target: str,
+    share: float,
+    size: int | None = None,
+    batch_size: int = 100,
+    layers: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Shrunk:
+    """Shrink a model on class-balanced training images; labels play no further part.
+
+    Args:
+        model: The model.
+        data: The images.
+        images: How many; at most all.
+        target: "channels", "parameters" or "macs".
+        share: The share to keep.
+        size: Height and width to scale images to; as they are if None.
+        batch_size: Images at once.
+        layers: As in `convsim.shrink`.
+        progress: As in `convsim.shrink`.
+
+    Raises:
+        ConvsimError: If the model fails on such images, and as `convsim.shrink`.
+        NonFiniteError: As `convsim.shrink`.
+    """
+    prepare = Preparation(data, size)
+    chosen = data.subset(train=min(images, len(data.train_labels)), seed=0).train_images
+    batches = [prepare(part) for part in chosen.split(batch_size)]
+    try:
+        return shrink(model, batches, **{target: share}, layers=layers, progress=progress)  # type: ignore[arg-type]
+    except ConvsimError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ConvsimError(
+            f"The model failed on images of {tuple(batches[0].shape[1:])} "
+            f"({type(error).__name__}: {error}). Many need a certain size: give one with --size."
+        ) from error
+
+
+@torch.no_grad()
+def accuracy_on(
+    model: nn.Module, data: ImageData, size: int | None = None, batch_size: int = 100
+) -> float:
+    """Compute the share of test images that a model labels rightly, in ``eval()`` mode."""
+    prepare, model = Preparation(data, size), model.eval()
+    pairs = zip(data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True)
+    right = sum(int((_logits(model, prepare(x)).argmax(1) == y).sum()) for x, y in pairs)
+    return right / len(data.test_labels)
+
+
+def train_on_(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    epochs: int,
+    lr: float,
+    teacher: nn.Module | None = None,
+    size: int | None = None,
+    batch_size: int = 128,
+    augment: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Train a model further, with SGD (momentum 0.9) whose learning rate falls to 0 by a cosine.
+
+    Args:
+        model: The model, trained in place.
+        data: Its training images.
+        epochs: Passes over them.
+        lr: The learning rate at the start.
+        teacher: Without labels: the model learns this one's outputs, by their mean square
+            difference. With the labels and cross-entropy if None.
+        size: Height and width to scale images to; as they are if None.
+        batch_size: Images a step.
+        augment: Whether images are cropped and mirrored at random.
+        progress: Called with the steps done and to do.
+
+    Raises:
+        NonFiniteError: If the loss stops being finite.
+    """
+    prepare = Preparation(data, size)
+    steps = epochs * (len(data.train_labels) // batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    model.train()
+    for done, (images, labels) in enumerate(_shuffled(data, epochs, batch_size), 1):
+        inputs = prepare(crop_and_flip(images) if augment else images)
+        logits = _logits(model, inputs)
+        if teacher is None:
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            with torch.no_grad():
+                wanted = _logits(teacher.eval(), inputs)
+            loss = nn.functional.mse_loss(logits, wanted)
+        if not loss.isfinite():
+            raise NonFiniteError(
+                f"The loss became {loss.item()} in step {done}. Lower the learning rate (now {lr})."
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(done, steps)
+    model.eval()
+
+
+def _shuffled(data: ImageData, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go through the training images in an order that the epoch alone decides."""
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(len(data.train_labels), generator=generator)
+        for index in order.split(batch_size):
+            if len(index) == batch_size:  # a BatchNorm may not see one image
+                yield data.train_images[index], data.train_labels[index]
+
+
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    output = model(inputs)
+    logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
+    return logits

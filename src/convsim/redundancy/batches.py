@@ -1,0 +1,158 @@
+"""What a model reads of a batch, and what is said where the two do not fit."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from inspect import Parameter
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+Forward = Callable[[nn.Module, Any], object]
+"""Called with the model and a batch on its device; what it returns is not looked at."""
+
+_TARGETS = ("label", "labels", "target", "targets")
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def copied(batch: Any, device: torch.device | None) -> Any:
+    """Copy the tensors of a batch to a device, so that a forward in place spares the caller's."""
+    if isinstance(batch, Tensor):
+        return batch.detach().to(device, copy=True)
+    if isinstance(batch, MutableMapping):
+        twin = copy.copy(batch)  # of its own type, for a forward that asks batch.pixel_values
+        for key, value in batch.items():
+            twin[key] = copied(value, device)
+        return twin
+    if isinstance(batch, list | tuple):
+        values = [copied(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return batch
+
+
+def run(model: nn.Module, batch: Any) -> None:
+    """Run a model on what it takes of a batch.
+
+    A tensor is passed on, and of a sequence the first entries, as many as ``forward`` requires. Of
+    a mapping the entries that ``forward`` has names for are passed by name, without labels unless
+    it requires them; where that is not enough, "pixel_values" alone.
+
+    Raises:
+        ConvsimError: If that does not make a call, or it fails on types that do not fit.
+    """
+    args, kwargs = _arguments(model, batch)
+    try:
+        model(*args, **kwargs)
+    except ConvsimError:
+        raise
+    except Exception as error:
+        reason = _misfit(model, batch, (*args, *kwargs.values()))
+        if reason is None:
+            raise
+        raise ConvsimError(reason) from error
+
+
+def images_of(batch: Any) -> tuple[int, Tensor]:
+    """Find the images of a batch: its first part of three axes or more, or its first tensor.
+
+    Returns:
+        How many there are, and the first ones, as many as are of one size: (N, …).
+    """
+    parts = _parts(batch)
+    found = [part for part in parts if _is_input(part)]
+    large = [part for part in found if isinstance(part, Sequence) or part.dim() > 2]
+    if not found:
+        raise ConvsimError(_unreadable(batch, ()))
+    images = (large or found)[0]
+    if isinstance(images, Tensor):
+        return len(images) if images.dim() else 0, images
+    alike = takewhile(lambda image: image.shape == images[0].shape, images)
+    return len(images), torch.stack([*alike])
+
+
+def _parts(batch: Any) -> tuple[Any, ...]:
+    if isinstance(batch, Mapping):
+        return tuple(batch.values())
+    sequence = isinstance(batch, Sequence) and not isinstance(batch, str)
+    return tuple(batch) if sequence else (batch,)
+
+
+def _is_input(part: Any) -> bool:
+    """Whether it is a tensor, or a list of images as detectors take."""
+    several = isinstance(part, list | tuple) and bool(part)
+    return isinstance(part, Tensor) or (several and all(isinstance(x, Tensor) for x in part))
+
+
+def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Choose what of a batch `forward` is called with."""
+    takes = _parameters(model)
+    required = [x for x in takes if x.default is x.empty and x.kind not in _VARIADIC]
+    if isinstance(batch, Mapping):
+        named = {x.name: x for x in takes if x.kind is not x.POSITIONAL_ONLY and x.name in batch}
+        if named and all(x.name in named for x in required):
+            wanted = [n for n, x in named.items() if x in required or n not in _TARGETS]
+            return (), {name: batch[name] for name in wanted}
+        if "pixel_values" in batch:
+            return (batch["pixel_values"],), {}
+        raise ConvsimError(_unreadable(batch, required))
+    parts = _parts(batch)
+    if not parts or not _is_input(parts[0]):
+        raise ConvsimError(_unreadable(batch, required))
+    if len(required) > len(parts) or any(x.kind is x.KEYWORD_ONLY for x in required):
+        names = ", ".join(x.name for x in required)
+        raise ConvsimError(
+            f"{type(model).__name__}.forward takes {names}, and the batch holds "
+            f"{'one input' if len(parts) == 1 else f'{len(parts)} inputs'}: give batches "
+            f"({names}), or forward=lambda model, batch: model(…)."
+        )
+    return parts[: max(1, len(required))], {}
+
+
+def _parameters(model: nn.Module) -> list[Parameter]:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # not of Python
+        return []
+
+
+def _unreadable(batch: Any, required: Sequence[Parameter]) -> str:
+    """Say what a batch must be, and what this one is."""
+    names = f" or what forward takes ({', '.join(x.name for x in required)})" if required else ""
+    holds, call = "", "…"
+    if isinstance(batch, Mapping):
+        holds = f" with {', '.join(map(repr, batch))}"
+        call = f"batch[{next(iter(batch), '…')!r}]"
+    return (
+        "A batch must be a tensor, a sequence that starts with one, or a mapping with "
+        f"'pixel_values'{names}; got a {type(batch).__name__}{holds}. Give "
+        f"forward=lambda model, batch: model({call})."
+    )
+
+
+def _misfit(model: nn.Module, batch: Any, inputs: tuple[Any, ...]) -> str | None:
+    """Say why a model may have failed on inputs, if their types tell."""
+    given = next((x for x in inputs if isinstance(x, Tensor)), None)
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if given is None or weights is None:
+        return None
+    other = [x for x in _parts(batch) if isinstance(x, Tensor) and x.dim() > 2]
+    if given.dim() < 2 and other:
+        return (
+            f"The batch starts with a tensor of shape {tuple(given.shape)}, {given.dtype}, as "
+            "labels have: give (images, labels), or "
+            "forward=lambda model, batch: model(batch[1])."
+        )
+    if given.dtype == weights:
+        return None
+    remedy = f"images.to({weights})" if given.is_floating_point() else "images.float() / 255"
+    return (
+        f"The batch is {given.dtype} and the model's weights are {weights}: give the images as in "
+        f"training, such as {remedy}."
+    )

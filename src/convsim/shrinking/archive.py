@@ -1,0 +1,89 @@
+"""A shrunk network in a folder, and back; no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from convsim.errors import DataError, require
+from convsim.shrinking.plan import Plan, require_axes
+
+WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.json"
+
+
+def save_network(model: nn.Module, plan: Plan, folder: Path) -> None:
+    """Write a shrunk network's weights and its plan into a folder, which is made.
+
+    Raises:
+        MissingExtraError: If safetensors is not installed.
+    """
+    files = require("safetensors.torch", "shrink")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned, because tensors that share memory are refused.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in _state(model)}
+    files.save_file(state, folder / WEIGHTS)
+    (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+
+
+def load_shrunk(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Rebuild a shrunk network from what `Shrunk.save` wrote.
+
+    Args:
+        model: The original network, of the same class and options; its weights do not matter, and
+            it is left as it is.
+        folder: The folder.
+
+    Returns:
+        A copy of the model that is cut and has the saved weights, on the model's device.
+
+    Raises:
+        DataError: If a file is missing or damaged, or the weights are another network's.
+        ConvsimError: If the plan was made for another network.
+        MissingExtraError: If safetensors is not installed.
+
+    Example:
+        >>> model = load_shrunk(resnet18(), "smaller")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    plan_file = folder / PLAN
+    if not plan_file.is_file():
+        raise DataError(f"There is no plan {str(plan_file)!r}. Give the folder of Shrunk.save.")
+    try:
+        plan = Plan.from_json(plan_file.read_bytes())
+    except DataError as error:
+        raise DataError(f"{plan_file}: {error}") from error
+    plan.require_shapes(model)
+    require_axes(model, plan)
+    small = plan.apply(model)
+    state = _read(folder / WEIGHTS)
+    wanted = dict(_state(small))
+    differing = [n for n in sorted({*state, *wanted}) if _shape(state, n) != _shape(wanted, n)]
+    if differing:
+        name = differing[0]
+        raise DataError(
+            f"{folder / WEIGHTS} holds the weights of another network than its plan: {name!r} has "
+            f"shape {_shape(state, name)} there and should have {_shape(wanted, name)}. Keep the "
+            "two files of one Shrunk.save together."
+        )
+    small.load_state_dict(state)
+    return small
+
+
+def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(model.state_dict().items())
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(state[name].shape) if name in state else "none"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    files = require("safetensors.torch", "shrink")
+    if not path.is_file():
+        raise DataError(f"There is no weights file {str(path)!r}. Give the folder of Shrunk.save.")
+    try:
+        state: dict[str, Tensor] = files.load_file(path)
+    except Exception as error:  # SafetensorError derives from Exception alone
+        raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
+    return state

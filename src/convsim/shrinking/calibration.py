@@ -1,0 +1,105 @@
+"""The inputs that a network is shrunk on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError, NonFiniteError
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def calibration_batches(batches: Iterable[Batch]) -> list[Tensor]:
+    """Take the inputs out of batches as `convsim.measure` takes them, and keep them on the CPU.
+
+    Raises:
+        ConvsimError: If there is none, or one is of another kind.
+        NonFiniteError: If one holds NaN or infinity.
+    """
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise ConvsimError(
+            "shrink() takes an iterable of batches, such as [images]; got "
+            f"{type(batches).__name__}."
+        )
+    found = [inputs for batch in batches if len(inputs := _inputs(batch))]
+    if not found:
+        raise ConvsimError(
+            "shrink() needs calibration images, a few hundred or more; got none. Labels are not "
+            "needed."
+        )
+    for inputs in found:
+        if inputs.is_floating_point() and not inputs.isfinite().all():
+            raise NonFiniteError(
+                "The calibration images hold NaN or infinite values. Leave those images out."
+            )
+    return found
+
+
+def _inputs(batch: Batch) -> Tensor:
+    found: Any = batch
+    if isinstance(batch, Mapping):
+        found = batch.get("pixel_values")
+    elif isinstance(batch, Sequence) and batch:
+        found = batch[0]
+    if not isinstance(found, Tensor) or not found.dim():
+        holds = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
+        raise ConvsimError(
+            "A batch must be a tensor (N, …), a sequence that starts with one, or a mapping with "
+            f"'pixel_values'; got a {type(batch).__name__}{holds}."
+        )
+    return found.detach().cpu()
+
+
+def require_shrinkable(model: nn.Module) -> None:
+    """Refuse a model whose weights are not numbers that can be computed with.
+
+    Raises:
+        ConvsimError: If it is no module, has no parameters, lies on the meta device, is quantized,
+            is not initialised or is sharded over processes.
+        NonFiniteError: If a parameter holds NaN or infinity.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        kind = type(module).__module__
+        if "quantized" in kind or "quantization" in kind:
+            raise ConvsimError(
+                f"Module {name!r} ({type(module).__name__}) is quantized: its weights cannot be "
+                "solved for. Shrink the model first, and quantize the smaller one."
+            )
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ConvsimError(f"The model ({type(model).__name__}) has no parameters to shrink.")
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ConvsimError(
+                f"Parameter {name!r} is lazy and not initialised: run one forward pass first."
+            )
+        if parameter.is_meta:
+            raise ConvsimError(
+                f"Parameter {name!r} is on the meta device and holds no numbers. Load the trained "
+                "weights first, as with model.to_empty(device='cpu') and load_state_dict."
+            )
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise NonFiniteError(
+                f"Parameter {name!r} holds NaN or infinite values. Load weights that were trained."
+            )
+        if type(parameter.data).__name__ == "DTensor":
+            raise ConvsimError(
+                f"Parameter {name!r} is sharded over processes (a DTensor). Gather the model on "
+                "one process first, as with full_tensor()."
+            )
+    if not any(p.is_floating_point() for p in parameters.values()):
+        raise ConvsimError(
+            "The model's parameters are no floating-point numbers: it is quantized. Shrink the "
+            "model first, and quantize the smaller one."
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter."""
+    return next(model.parameters()).device

@@ -1,0 +1,107 @@
+"""The report of a shrinking as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from convsim.report.html import content_policy, source_hash
+from convsim.shrinking.report import Before, LayerChange, ShrinkReport
+from convsim.visible import visible
+
+_STYLE = """
+:root { color-scheme: light dark; --fill: #4c78a8; --gone: #d8dee6; }
+@media (prefers-color-scheme: dark) { :root { --gone: #3a4048; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1.5rem 0; }
+.figures b { display: block; font-size: 1.6rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child, td.note, th.note { text-align: left; }
+svg { vertical-align: middle; } .all { fill: var(--gone); } .kept { fill: var(--fill); }
+details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .85em; }
+"""
+
+
+def shrink_page(report: ShrinkReport) -> str:
+    """Make the page: the whole network, a bar a layer, and what each lost map was folded into."""
+    title = escape(f"Shrinking {visible(report.model)}")
+    policy = content_policy(f"style-src '{source_hash(_STYLE)}'")
+    rows = "\n".join(map(_row, report.layers))
+    folds = "\n".join(_folds(layer) for layer in report.layers if layer.folded)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title>
+<style>{_STYLE}</style></head>
+<body>
+<h1>{title}</h1>
+<div class="figures">
+<div><b>{_share(report.parameters)}</b>of the parameters: {_counts(report.parameters)}</div>
+<div><b>{_share(report.macs)}</b>of the multiplications: {_counts(report.macs)}</div>
+<div><b>{_percent(report.output_error)}</b>of the outputs' variance is lost,<br>
+on {report.images:,} calibration images</div>
+</div>
+<h2>Layers</h2>
+<table>
+<tr><th>Layer</th><th></th><th>Channels</th><th>Parameters</th><th>Multiplications</th>
+<th>Error</th><th class="note"></th></tr>
+{rows}
+</table>
+<p>Error: what the consumers of a layer's maps lose by those that are gone, relative to the variance
+of what they put out, before later layers repair any of it.</p>
+<h2>Which maps were folded into which</h2>
+<p>A map that is gone is read as the sum of kept ones, each times a factor; the three that tell most
+of it are named.</p>
+{folds or "<p>None: every map stays.</p>"}
+</body></html>
+"""
+
+
+def _row(layer: LayerChange) -> str:
+    error = "" if math.isnan(layer.error) else _percent(layer.error)
+    return (
+        f"<tr><td>{escape(visible(layer.name))}</td><td>{_bar(layer.channels)}</td>"
+        f"<td>{_counts(layer.channels)}</td><td>{_counts(layer.parameters)}</td>"
+        f"<td>{_counts(layer.macs)}</td><td>{error}</td>"
+        f'<td class="note">{escape(visible(layer.reason))}</td></tr>'
+    )
+
+
+def _bar(count: Before) -> str:
+    width = round(120 * count.share, 1)
+    return (
+        '<svg width="120" height="10" role="img">'
+        f"<title>{_share(count)} of the channels stay</title>"
+        '<rect class="all" width="120" height="10" rx="2"/>'
+        f'<rect class="kept" width="{width}" height="10" rx="2"/></svg>'
+    )
+
+
+def _folds(layer: LayerChange) -> str:
+    items = "\n".join(
+        f"<tr><td>{fold.map}</td><td class='note'>"
+        + (" + ".join(f"{factor:.3g} · map {kept}" for kept, factor in fold.into) or "nothing")
+        + "</td></tr>"
+        for fold in layer.folded
+    )
+    return (
+        f"<details><summary>{escape(visible(layer.name))}: {len(layer.folded)} maps</summary>"
+        f"<table><tr><th>Map</th><th class='note'>read as</th></tr>\n{items}</table></details>"
+    )
+
+
+def _counts(count: Before) -> str:
+    if count.before == count.after:
+        return f"{count.before:,}"
+    return f"{count.before:,} → {count.after:,}"
+
+
+def _share(count: Before) -> str:
+    return f"{100 * count.share:.3g} %"
+
+
+def _percent(share: float) -> str:
+    return "undefined" if math.isnan(share) else f"{100 * share:.2g} %"

@@ -1,0 +1,291 @@
+"""The public door: a trained network in, a smaller one out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from convsim.errors import ConvsimError
+from convsim.kernels import LayerFilter
+from convsim.shrinking.archive import REPORT, save_network
+from convsim.shrinking.budget import (
+    Cost,
+    allocate,
+    channel_cost,
+    multiplication_cost,
+    parameter_cost,
+    uniform,
+    uniform_share,
+)
+from convsim.shrinking.calibration import Batch, calibration_batches, device_of, require_shrinkable
+from convsim.shrinking.channels import Group, cut_, kept_axes
+from convsim.shrinking.consumers import add_constant_
+from convsim.shrinking.groups import LeftWhole
+from convsim.shrinking.plan import Plan, plan_of
+from convsim.shrinking.report import ShrinkReport
+from convsim.shrinking.sequence import solve_in_sequence_
+from convsim.shrinking.summary import summarize
+from convsim.shrinking.survey import Survey, survey
+from convsim.shrinking.verification import disagreement
+from convsim.shrinking.weights import set_filters_
+
+_RIDGE = 1e-3
+"""Of the regressions in sequence, relative to the mean square of each predictor."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many steps are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller network, and how it came about.
+
+    Attributes:
+        model: The smaller network, of the original's class.
+        report: What became of each layer.
+        plan: Which channels were kept.
+        left: Layers whose channels all stayed, and why.
+    """
+
+    model: nn.Module
+    report: ShrinkReport
+    plan: Plan
+    left: tuple[LeftWhole, ...]
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors), plan and report (JSON) into a folder, which is made.
+
+        `convsim.load_shrunk` rebuilds the network from it and the original class.
+
+        Raises:
+            MissingExtraError: If safetensors is not installed.
+        """
+        save_network(self.model, self.plan, Path(folder))
+        (Path(folder) / REPORT).write_text(self.report.to_json(), encoding="utf-8")
+
+
+def shrink(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    channels: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    keep: Mapping[str, Collection[int]] | None = None,
+    layers: LayerFilter | Iterable[LayerFilter] | None = None,
+    uniformly: bool = False,
+    multiple_of: int = 1,
+    positions: int = 32,
+    in_sequence: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> Shrunk:
+    """Make a trained network smaller by what is linearly redundant in it: no labels, no training.
+
+    Maps that others tell are dropped, and the layers that read them learn to read the others
+    instead, by least squares on calibration images. First every consumer gets W·A, with z ≈ A z_S
+    the best linear function of the kept maps S for all of them (Gram matrices, as in GRAIL, Tang et
+    al. 2026); S is chosen greedily by the error in what the consumers put out. Then, from the first
+    layer to the last, each one is fitted to what the original network computes, tap by tap and with
+    a constant, from the maps of the smaller network so far; at the end of a residual block to the
+    sum, so that it makes up for what the shortcut lost. The linear dependence of maps is also what
+    LinDeps (2025) rests on.
+
+    Give one target, a share to keep of the whole network; with `channels`, of those that can go.
+
+    Args:
+        model: The network, in any mode; it is not changed.
+        batches: Calibration images as `convsim.measure` takes them, a few hundred or more; labels
+            are not looked at. They are kept in memory, for they are run through once for each
+            layer.
+        channels: Share of the channels to keep, in (0, 1].
+        parameters: Share of the parameters to keep.
+        macs: Share to keep of the multiplications in convolutions and linear layers.
+        keep: Instead of a share, the channels to keep of some layers, by name, as somebody else
+            chose them; they are only compensated for.
+        layers: Whose outputs may be cut, as in `convsim.conv_layers`, linear layers included.
+            Channels that several layers put out together are cut if all are chosen.
+        uniformly: Whether to keep the same share of every layer, rather than to drop where least
+            is lost for what is saved.
+        multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
+        positions: How many positions of every image and layer to take, spread evenly or at random,
+            each as likely as any other.
+        in_sequence: Whether to fit the layers one after the other, after W·A.
+        progress: Called as the layers are fitted.
+
+    Returns:
+        The smaller network, of the same class, in the modes of the original, with report and plan.
+
+    Raises:
+        ConvsimError: If there is not exactly one target or a share outside (0, 1], no image, too
+            few for the target, nothing that can go, or a model on the meta device, quantized or
+            sharded.
+        NonFiniteError: If an image or a map holds NaN or infinity.
+        MissingExtraError: If Torch-Pruning is not installed.
+
+    Cost: a forward pass for the statistics, with M² multiplications a position for every M maps
+    read; M³ for every group and consumer; then for each layer the forward passes of both networks
+    up to it, P² multiplications a position and P³/3 for the solution, P = channels · taps. Memory:
+    the images, and M² and P² numbers.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> shrunk = shrink(model, [torch.randn(32, 3, 16, 16)], channels=0.5)
+        >>> shrunk.model[0].out_channels, model[0].out_channels
+        (4, 8)
+    """
+    target = _target(channels=channels, parameters=parameters, macs=macs, keep=keep)
+    require_shrinkable(model)
+    inputs = calibration_batches(batches)
+    original = copy.deepcopy(model).eval().requires_grad_(False)
+    found = survey(original, inputs, layers=layers, positions=positions)
+    kept = _choose(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
+    _require_sound(original, found, kept, inputs[0])
+    axes = kept_axes(zip(found.groups, kept, strict=True))
+    small = copy.deepcopy(original)
+    _compensate_(small, found, kept)
+    cut_(small, axes)
+    if in_sequence:
+        solve_in_sequence_(
+            small, original, axes, found.fates, inputs, per_image=found.positions,
+            positions=positions, ridge=_RIDGE, progress=progress,
+        )  # fmt: skip
+    report = summarize(original, small, found, kept, inputs)
+    _take_modes_(small, model)
+    return Shrunk(small, report, plan_of(model, axes), tuple(found.left))
+
+
+_Target = tuple[str, float | Mapping[str, Collection[int]]]
+
+
+def _target(**targets: float | Mapping[str, Collection[int]] | None) -> _Target:
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise ConvsimError(
+            "shrink() takes one target, a share to keep as channels=, parameters= or macs=, or the "
+            f"channels themselves as keep=; got {' and '.join(given) or 'none'}."
+        )
+    ((name, value),) = given.items()
+    if isinstance(value, Mapping):
+        return name, value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise ConvsimError(
+            f"{name} is the share to keep, above 0 and at most 1; got {value!r}. Half is "
+            f"{name}=0.5."
+        )
+    return name, float(value)
+
+
+def _choose(
+    model: nn.Module, found: Survey, target: _Target, *, uniformly: bool, multiple_of: int
+) -> list[list[int]]:
+    """Choose the channels to keep of every group."""
+    name, value = target
+    if isinstance(value, Mapping):
+        return _as_chosen(found.groups, value)
+    counts = _allocate(model, found, name, value, uniformly=uniformly, multiple_of=multiple_of)
+    return [
+        sorted(c for unit in selection.order[:count] for c in group.units[unit])
+        for group, selection, count in zip(found.groups, found.selections, counts, strict=True)
+    ]
+
+
+def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> list[list[int]]:
+    """Take the channels that somebody else chose.
+
+    Raises:
+        ConvsimError: If a layer's channels cannot be cut, or some of those that only go together
+            are kept and others not.
+    """
+    left = dict(keep)
+    chosen: list[list[int]] = []
+    for group in groups:
+        staying = set(range(group.channels))
+        for slot in group.putting_out:
+            wanted = left.pop(slot.key.name, None)
+            if wanted is not None:
+                staying = {slot.channels[index] for index in wanted}
+        broken = [unit for unit in group.units if 0 < len(staying & {*unit}) < len(unit)]
+        if broken or not staying:
+            raise ConvsimError(
+                f"keep: of the channels that {group.name!r} puts out, at least one must be kept, "
+                f"and those that are tied together all or none; got {sorted(staying)[:8]} …, "
+                f"where {list(broken[0]) if broken else 'nothing'} belong together."
+            )
+        chosen.append(sorted(staying))
+    if left:
+        raise ConvsimError(
+            f"keep: the channels of {', '.join(map(repr, left))} cannot be cut, or there is no "
+            "such layer. Shrunk.left of another run names the reasons."
+        )
+    return chosen
+
+
+def _allocate(
+    model: nn.Module, found: Survey, name: str, share: float, *, uniformly: bool, multiple_of: int
+) -> list[int]:
+    """Choose how many units to keep of every group."""
+    groups = found.groups
+    multiples = [max(1, math.ceil(multiple_of * len(g.units) / g.channels)) for g in groups]
+    if name == "channels" and uniformly:
+        return uniform_share(groups, share, multiples)
+    costs: dict[str, Callable[[], Cost]] = {
+        "channels": lambda: channel_cost(groups),
+        "parameters": lambda: parameter_cost(model, groups),
+        "macs": lambda: multiplication_cost(model, groups, found.positions),
+    }
+    cost = costs[name]()
+    whole = cost.at([len(group.units) for group in groups])
+    most = share * whole * (1 + 1e-9)
+    if uniformly:
+        kept = uniform(groups, cost, most, multiples)
+    else:
+        errors = [selection.total_errors() for selection in found.selections]
+        kept = allocate(errors, cost, most, multiple_of=multiples)
+    if cost.at(kept) > most:
+        names = ", ".join(f"{one.layer} ({one.reason})" for one in found.left[:5])
+        raise ConvsimError(
+            f"{name}={share:g} cannot be reached: with the least that can be kept of every layer, "
+            f"{cost.at(kept) / whole:.3g} is left. Layers that stay whole: {names or 'none'}."
+        )
+    return kept
+
+
+def _require_sound(
+    model: nn.Module, found: Survey, kept: Sequence[Sequence[int]], inputs: Tensor
+) -> None:
+    """Check the cut as a whole, as each group was checked with some channels."""
+    exact = copy.deepcopy(model).double()
+    few = inputs[:2].to(device_of(model)).double()
+    reason = disagreement(exact, zip(found.groups, kept, strict=True), few)
+    if reason is not None:
+        raise ConvsimError(
+            f"The channels chosen cannot be cut together: {reason}. Leave layers out with layers=…."
+        )
+
+
+def _compensate_(small: nn.Module, found: Survey, kept: Sequence[Sequence[int]]) -> None:
+    """Let every consumer tell what is lost from the maps that stay."""
+    for readers, channels in zip(found.consumers, kept, strict=True):
+        for one in readers:
+            module = small.get_submodule(one.name)
+            filters, constant = one.compensated(set(channels), module)
+            set_filters_(module, filters)
+            fate = found.fates.get(one.name)
+            norm = None if fate is None or fate.norm is None else small.get_submodule(fate.norm)
+            add_constant_(module, norm, constant.flatten())
+
+
+def _take_modes_(small: nn.Module, model: nn.Module) -> None:
+    """Give a network the modes of another: training or not, with gradients or without."""
+    for module, like in zip(small.modules(), model.modules(), strict=True):
+        module.training = like.training
+    for parameter, whole in zip(small.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(whole.requires_grad)

@@ -1,0 +1,121 @@
+"""What is said of a shrinking, from the two networks and what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.shrinking.calibration import device_of
+from convsim.shrinking.consumers import Consumer
+from convsim.shrinking.report import Before, FoldedMap, LayerChange, ShrinkReport
+from convsim.shrinking.survey import Survey
+from convsim.shrinking.verification import outputs
+
+_INTO = 3
+"""How many kept maps are named for one that is gone."""
+_COMPARED = 512
+"""On how many images, at least, the outputs of the two networks are compared."""
+
+
+def summarize(
+    original: nn.Module,
+    small: nn.Module,
+    found: Survey,
+    kept: Sequence[Sequence[int]],
+    inputs: Sequence[Tensor],
+) -> ShrinkReport:
+    """Put together what shrinking did; both networks are in ``eval()`` mode."""
+    reasons = {one.layer: one.reason for one in found.left}
+    errors: dict[str, float] = {}
+    folded: dict[str, tuple[FoldedMap, ...]] = {}
+    columns = zip(found.groups, found.consumers, found.selections, kept, strict=True)
+    for group, readers, selection, channels in columns:
+        if len(channels) == group.channels:
+            continue
+        units = sum(unit[0] in set(channels) for unit in group.units)
+        maps = _folded(readers[0], channels)
+        for slot in group.producers:
+            errors[slot.key.name] = float(selection.total_errors()[units])
+            folded[slot.key.name] = maps
+    layers = [
+        _layer(name, original, small, count, reasons.get(name, ""), errors, folded)
+        for name, count in found.positions.items()
+    ]
+    total = [sum(p.numel() for p in model.parameters()) for model in (original, small)]
+    return ShrinkReport(
+        model=type(original).__name__,
+        images=found.images,
+        parameters=Before(*total),
+        macs=Before(
+            sum(layer.macs.before for layer in layers), sum(layer.macs.after for layer in layers)
+        ),
+        output_error=_output_error(original, small, inputs),
+        layers=tuple(layers),
+    )
+
+
+def _layer(
+    name: str,
+    original: nn.Module,
+    small: nn.Module,
+    positions: float,
+    reason: str,
+    errors: dict[str, float],
+    folded: dict[str, tuple[FoldedMap, ...]],
+) -> LayerChange:
+    modules: list[Any] = [model.get_submodule(name) for model in (original, small)]
+    return LayerChange(
+        name=name,
+        kind=type(modules[0]).__name__,
+        channels=Before(*map(_filters, modules)),
+        parameters=Before(*(sum(p.numel() for p in m.parameters(recurse=False)) for m in modules)),
+        macs=Before(*(round(m.weight.numel() * positions) for m in modules)),
+        error=errors.get(name, math.nan),
+        reason=reason,
+        folded=folded.get(name, ()),
+    )
+
+
+def _filters(module: Any) -> int:
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+
+
+def _folded(consumer: Consumer, kept: Sequence[int]) -> tuple[FoldedMap, ...]:
+    """Name the kept maps that tell most of each one that is gone, as a consumer reads them."""
+    present, a_mK, share_mK = consumer.told_by(set(kept))
+    staying = [channel for channel in present if channel in set(kept)]
+    maps = []
+    for row, channel in enumerate(present):
+        if channel in set(kept):
+            continue
+        top = share_mK[row].topk(min(_INTO, len(staying))).indices.tolist()
+        told = tuple((staying[k], float(a_mK[row, k])) for k in top if float(share_mK[row, k]) > 0)
+        maps.append(FoldedMap(channel, told))
+    return tuple(maps)
+
+
+def _output_error(original: nn.Module, small: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """Compare the networks' outputs on the first images."""
+    images = 0
+    wanted: list[Tensor] = []
+    got: list[Tensor] = []
+    with torch.no_grad():
+        for batch in inputs:
+            batch_here = batch.to(device_of(original))
+            for model, rows in ((original, wanted), (small, got)):
+                rows.append(
+                    torch.cat([x.double().flatten(1).cpu() for x in outputs(model, batch_here)], 1)
+                )
+            images += len(batch)
+            if images >= _COMPARED:
+                break
+    if len({rows.shape[1] for rows in wanted}) > 1:  # images of several sizes
+        wanted, got = [x.flatten()[:, None] for x in wanted], [x.flatten()[:, None] for x in got]
+    want, have = torch.cat(wanted), torch.cat(got)
+    variance = float((want - want.mean(0)).square().mean())
+    error = float((want - have).square().mean())
+    return error / variance if variance else (0.0 if not error else math.nan)

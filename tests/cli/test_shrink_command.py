@@ -1,0 +1,67 @@
+"""``convsim shrink`` as a user meets it."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import convsim
+from convsim.cli import main
+from convsim.lab.models import build_model
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["convsim", "shrink", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        assert (stop.value.code or 0) == code, captured.err
+        return captured
+
+    return run
+
+
+SMALL = ["cnn", "--width", "4", "--data", "digits", "--images", "200"]
+
+
+def test_a_network_is_shrunk_saved_and_rebuilt(run, tmp_path):
+    torch.manual_seed(1)
+    model = build_model("cnn", classes=10, channels=1, width=4)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    answer = run(
+        *SMALL, "--weights", tmp_path / "w.pt", "--keep-parameters", "0.5",
+        "--out", tmp_path / "small", "--html", tmp_path / "page" / "small.html",
+        "--distill", "1", "--finetune", "1",
+    )  # fmt: skip
+    for text in ("accuracy on", "before", "after", "distilled", "finetuned", "→"):
+        assert text in answer.out
+    assert "Warning" not in answer.err
+    assert "<!doctype html>" in (tmp_path / "page" / "small.html").read_text()
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    small = convsim.load_shrunk(model, tmp_path / "small")
+    count = sum(p.numel() for p in small.parameters())
+    assert count == report["parameters"]["after"] <= report["parameters"]["before"] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "got none"),
+        (["--keep-macs", "0.5", "--keep-channels", "0.5"], "--keep-macs and --keep-channels"),
+        (["--keep-macs", "0"], "above 0 and at most 1"),
+        (["--keep-macs", "2"], "less than or equal to 1"),
+        (["--keep-macs", "0.5", "--layers", "x"], "No module is selected"),
+        (["--keep-macs", "0.5", "--images", "2"], "Ask for 10 to"),
+    ],
+)
+def test_misuse_exits_with_2_and_says_what_is_wrong(run, tmp_path, options, message):
+    answer = run(*SMALL, "--out", tmp_path, *options, code=2)
+    assert message in " ".join(answer.err.replace("│", "").split())
+
+
+def test_untrained_weights_are_warned_of(run, tmp_path):
+    answer = run(*SMALL, "--keep-channels", "0.75", "--out", tmp_path)
+    assert "untrained" in answer.err

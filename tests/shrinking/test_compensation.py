@@ -1,0 +1,73 @@
+"""What replaces lost maps, against least squares on the samples themselves."""
+
+import pytest
+import torch
+
+from convsim.shrinking.compensation import map_compensation, ridge_regression
+from convsim.shrinking.statistics import RegressionStatistics
+
+CPU = torch.device("cpu")
+MANY = 10**9
+
+
+def test_it_is_the_least_squares_solution():
+    z = torch.randn(500, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    kept = [4, 0, 2]
+    want = torch.linalg.lstsq(z[:, kept], z).solution.T
+    got = map_compensation(z.T @ z / 500, kept, MANY)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
+def test_linear_functions_of_kept_maps_are_told_exactly_with_few_samples_too():
+    basis = torch.randn(60, 3, dtype=torch.float64)
+    z = torch.cat([basis, basis * torch.tensor([2.0, -0.5, 3.0]), basis.sum(1, keepdim=True)], 1)
+    a = map_compensation(z.T @ z / 60, [0, 1, 2], 60)
+    torch.testing.assert_close(z[:, :3] @ a.T, z, rtol=0, atol=1e-12)
+
+
+def test_more_maps_than_rank_may_be_kept():
+    basis = torch.randn(60, 2, dtype=torch.float64)
+    z = basis @ torch.randn(2, 5, dtype=torch.float64)
+    z[:, 3] = 0
+    a = map_compensation(z.T @ z / 60, [0, 1, 2, 3], MANY)
+    torch.testing.assert_close(z[:, :4] @ a.T, z, rtol=0, atol=1e-9)
+
+
+def test_with_fewer_samples_than_maps_it_does_not_fit_the_noise():
+    truth = torch.randn(4000, 40, dtype=torch.float64)
+    few = truth[:30]
+    kept = list(range(20))
+    a = map_compensation(few.T @ few / 30, kept, 30)
+    error = (truth[:, kept] @ a.T - truth)[:, 20:].square().mean()
+    exact = torch.linalg.lstsq(few[:, kept], few).solution.T
+    fitted = (truth[:, kept] @ exact.T - truth)[:, 20:].square().mean()
+    assert error < fitted / 1.2
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_regression_is_ridge_regression_on_the_samples(constant):
+    x = torch.randn(2, 80, 4, dtype=torch.float64) + 1
+    y = torch.randn(2, 80, 3, dtype=torch.float64) + 2
+    statistics = RegressionStatistics(2, 4, 3, CPU)
+    statistics.add(x, y)
+    w, c = ridge_regression(statistics, constant=constant, ridge=0.1)
+    for group in range(2):
+        means = (x[group].mean(0), y[group].mean(0)) if constant else (0.0, 0.0)
+        a, b = x[group] - means[0], y[group] - means[1]
+        ridge = torch.diag(0.1 * a.square().sum(0))
+        want = torch.linalg.solve(a.T @ a + ridge, a.T @ b)
+        torch.testing.assert_close(w[group], want, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            c[group], means[1] - means[0] @ want if constant else torch.zeros(3).double()
+        )
+
+
+def test_a_predictor_that_is_constant_or_zero_gets_no_weight():
+    x = torch.randn(1, 100, 3, dtype=torch.float64)
+    x[..., 1], x[..., 2] = 0, 5
+    y = x[..., :1] * 2 + 7
+    statistics = RegressionStatistics(1, 3, 1, CPU)
+    statistics.add(x, y)
+    w, c = ridge_regression(statistics, constant=True, ridge=0)
+    assert w[0, :, 0].tolist() == pytest.approx([2, 0, 0])
+    assert c.item() == pytest.approx(7)

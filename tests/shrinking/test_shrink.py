@@ -1,0 +1,299 @@
+"""Shrinking whole networks."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from networks import NETWORKS, Dense, Residual, network, plant_twins_
+from torch import nn
+
+import convsim
+from convsim.shrinking.groups import channel_groups
+from convsim.shrinking.verification import verified
+
+ALL = 10**9
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_planted_redundancy_goes_without_a_trace(name, dtype):
+    model, images = network(name, dtype)
+    groups, _ = channel_groups(model, images[:2])
+    groups, refuted = verified(model, groups, images[:2])
+    assert not refuted
+    plant_twins_(model, groups)
+    shrunk = convsim.shrink(model, images.split(100), channels=0.5, uniformly=True, positions=ALL)
+    for group in groups:
+        for slot in group.producers:
+            module = shrunk.model.get_submodule(slot.key.name)
+            left = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            assert left == len(slot.channels) // 2
+    fresh = torch.randn_like(images[:20])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            shrunk.model(fresh), model(fresh), rtol=0, atol=TOLERANCES[dtype]
+        )
+
+
+def test_sums_and_dead_maps_go_before_a_consumer_without_an_activation_between():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = model[0].weight[:3].sum(0)
+        model[0].bias[3] = model[0].bias[:3].sum()
+        model[0].weight[4:6], model[0].bias[4:6] = 0, 0
+        model[0].weight[6] = 2 * model[0].weight[0] - model[0].weight[7]
+        model[0].bias[6] = 2 * model[0].bias[0] - model[0].bias[7]
+    images = torch.randn(64, 3, 8, 8)
+    shrunk = convsim.shrink(model, [images], channels=0.5, positions=ALL)
+    assert shrunk.model[0].out_channels == 4
+    torch.testing.assert_close(shrunk.model(images), model(images), rtol=0, atol=1e-5)
+
+
+def test_a_constant_map_goes_into_the_bias_where_nothing_is_padded_with_zeros():
+    for padding, mode, exact in ((0, "zeros", True), (1, "reflect", True), (1, "zeros", False)):
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=padding, padding_mode=mode)
+        ).eval()
+        with torch.no_grad():
+            model[0].weight[2], model[0].bias[2] = 0, 3.0
+        images = torch.randn(64, 3, 8, 8)
+        shrunk = convsim.shrink(model, [images], channels=0.75, positions=ALL, in_sequence=False)
+        worst = float((shrunk.model(images) - model(images)).detach().abs().max())
+        assert (worst < 1e-5) is exact
+        assert (2 not in next(iter(shrunk.plan.axes.values()))) is exact
+
+
+def random_network(draw):
+    """Draw a chain of units, residual blocks and concatenations."""
+    channels, layers = 3, []
+    for _ in range(draw(st.integers(1, 3))):
+        kinds = ["unit", "plain", "residual", "depthwise", *["dense"] * bool(layers)]
+        kind = draw(st.sampled_from(kinds))
+        width = 2 * draw(st.integers(2, 4))
+        if kind == "unit":
+            kernel = draw(st.sampled_from([1, 3]))
+            layers += [
+                nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=draw(st.booleans())),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=draw(st.booleans())),
+            ]
+        elif kind == "plain":
+            layers += [nn.Conv2d(channels, width, 3, draw(st.integers(1, 2)), 1), nn.LeakyReLU()]
+        elif kind == "residual":
+            layers.append(Residual(channels, width, pre=draw(st.booleans())))
+        elif kind == "dense":
+            layers.append(Dense(channels, width // 2))
+            width = channels + 2 * (width // 2)
+        else:
+            layers += [
+                nn.Conv2d(channels, width, 1),
+                nn.Conv2d(width, width, 3, padding=1, groups=width),
+                nn.ReLU(),
+            ]
+        channels = width
+    head = [nn.Conv2d(channels, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *head)
+
+
+@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_in_random_networks_planted_twins_go_and_budgets_are_kept(data):
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    model = random_network(data.draw).double()
+    images = torch.randn(96, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
+    groups, _ = channel_groups(model, images[:2])
+    plant_twins_(model, groups)
+    shrunk = convsim.shrink(model, [images], channels=0.5, uniformly=True, positions=ALL)
+    with torch.no_grad():
+        scale = float(model(images).abs().max())
+        torch.testing.assert_close(
+            shrunk.model(images), model(images), rtol=0, atol=1e-8 * max(scale, 1)
+        )
+    share = data.draw(st.sampled_from([0.9, 0.7]))
+    smaller = convsim.shrink(model, [images], parameters=share)
+    count = sum(p.numel() for p in smaller.model.parameters())
+    assert count <= share * sum(p.numel() for p in model.parameters())
+    assert smaller.report.parameters.after == count
+
+
+def test_the_original_is_untouched_and_the_smaller_one_takes_its_modes():
+    model, images = network("residual")
+    model.train()
+    model[0].eval()
+    model[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    shrunk = convsim.shrink(model, [images], parameters=0.5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert type(shrunk.model) is type(model)
+    assert [m.training for m in shrunk.model.modules()] == [m.training for m in model.modules()]
+    assert not shrunk.model[0].weight.requires_grad
+    assert shrunk.model[3].body[0].weight.requires_grad
+    shrunk.model(images).sum().backward()
+
+
+@pytest.mark.parametrize("target", ["channels", "parameters", "macs"])
+@pytest.mark.parametrize("uniformly", [True, False])
+def test_every_target_is_met_and_nearly_used_up(target, uniformly):
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, [images], **{target: 0.6}, uniformly=uniformly)
+    if target == "channels":
+        share = sum(one.channels.after for one in shrunk.report.layers[:2]) / 20
+    else:
+        share = getattr(shrunk.report, target).share
+    assert 0.4 < share <= (0.65 if uniformly and target == "channels" else 0.6)
+
+
+def test_multiples_are_kept():
+    model, images = network("grouped")
+    shrunk = convsim.shrink(model, [images], parameters=0.6, multiple_of=4)
+    assert all(one.channels.after % 4 == 0 for one in shrunk.report.layers[:-1])
+
+
+def test_fitting_in_sequence_loses_less():
+    model, images = network("residual")
+    errors = [
+        convsim.shrink(
+            model, [images], channels=0.5, uniformly=True, in_sequence=how
+        ).report.output_error
+        for how in (True, False)
+    ]
+    assert errors[0] < errors[1] / 2
+
+
+def test_compensation_alone_for_channels_that_somebody_else_chose():
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, [images], keep={"0": range(4)})
+    assert shrunk.model[0].out_channels == 4
+    assert shrunk.model[3].out_channels == 12
+    torch.testing.assert_close(shrunk.model[0].weight, model[0].weight[:4], rtol=0.2, atol=0.1)
+    with torch.no_grad():
+        want, got = model(images), shrunk.model(images)
+        bare = shrunk.plan.apply(model)(images)
+    assert (got - want).square().mean() < (bare - want).square().mean() / 2
+
+
+def test_the_split_into_batches_hardly_matters():
+    model, images = network("plain")
+    one, many = (
+        convsim.shrink(
+            model, images.split(n), channels=0.5, positions=ALL, in_sequence=False
+        ).model(images)
+        for n in (256, 50)
+    )
+    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_run_gives_the_same_and_draws_nothing_from_the_global_generator():
+    model, images = network("residual")
+    state = torch.get_rng_state()
+    one, two = (convsim.shrink(model, [images], macs=0.5, positions=8) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.plan == two.plan
+    assert torch.equal(one.model(images), two.model(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_half_precision_keep_it(dtype):
+    model, images = network("residual")
+    groups, _ = channel_groups(model, images[:2])
+    plant_twins_(model, groups)
+    half = model.to(dtype)
+    shrunk = convsim.shrink(half, [images.to(dtype)], channels=0.5, uniformly=True)
+    assert all(p.dtype == dtype for p in shrunk.model.parameters())
+    assert shrunk.report.output_error < 0.01
+
+
+def test_images_of_several_sizes_are_taken():
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, [images, images[:, :, :6, :6]], parameters=0.7)
+    assert shrunk.report.images == 512
+
+
+def nan_images():
+    images = torch.randn(8, 3, 8, 8)
+    images[3, 0, 0, 0] = float("nan")
+    return [images]
+
+
+def infinite_weights():
+    model, _ = network("plain")
+    with torch.no_grad():
+        model[0].weight[0] = float("inf")
+    return model
+
+
+class Overflow(nn.Module):
+    def forward(self, x):
+        return (x * 1e30).exp()
+
+
+GOOD = {"channels": 0.5}
+BAD_INPUT = {
+    "no batch": ("plain", list, GOOD, "needs calibration images"),
+    "an empty batch": ("plain", lambda: [torch.empty(0, 3, 8, 8)], GOOD, "got none"),
+    "a tensor": ("plain", lambda: torch.randn(8, 3, 8, 8), GOOD, r"such as \[images\]"),
+    "a batch of text": ("plain", lambda: ["x"], GOOD, "must be a tensor"),
+    "NaN images": ("plain", nan_images, GOOD, "images hold NaN"),
+    "infinite weights": (infinite_weights, None, GOOD, "'0.weight' holds NaN or infinite"),
+    "infinite maps": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Overflow(), nn.Conv2d(4, 2, 3)),
+        None, GOOD, "outputs hold NaN or infinite",
+    ),
+    "no target": ("plain", None, {}, "one target.*got none"),
+    "two targets": ("plain", None, {"channels": 0.5, "macs": 0.5}, "channels and macs"),
+    "a share of 0": ("plain", None, {"macs": 0}, "above 0 and at most 1; got 0"),
+    "a share above 1": ("plain", None, {"parameters": 50}, "at most 1; got 50"),
+    "a share that is NaN": ("plain", None, {"parameters": float("nan")}, "at most 1; got nan"),
+    "a share that is text": ("plain", None, {"channels": "half"}, "got 'half'"),
+    "nothing that can go": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), None, GOOD, "No channel .* can go.*0: no layer",
+    ),
+    "no such layer": ("plain", None, {**GOOD, "layers": "nowhere"}, "No module is selected"),
+    "too few images": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2)),
+        lambda: [torch.randn(32, 3, 8, 8)], GOOD, "cannot be told apart by 32 samples",
+    ),
+    "a target out of reach": (
+        "plain", None, {"parameters": 0.05, "layers": "0"}, "cannot be reached",
+    ),
+    "a model on meta": (
+        lambda: network("plain")[0].to("meta"), None, GOOD, "on the meta device",
+    ),
+    "no model": (lambda: "resnet18", None, GOOD, "must be a torch.nn.Module"),
+    "no parameters": (nn.ReLU, None, GOOD, "no parameters"),
+    "a lazy model": (lambda: nn.LazyConv2d(4, 3), None, GOOD, "lazy"),
+    "an unknown layer to keep": ("plain", None, {"keep": {"9": [0]}}, "'9' cannot be cut"),
+    "nothing to keep": ("plain", None, {"keep": {"0": []}}, "at least one must be kept"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_with_the_rule_and_the_remedy(case):
+    model, batches, options, message = BAD_INPUT[case]
+    built = network(model)[0] if isinstance(model, str) else model()
+    images = [torch.randn(64, 3, 8, 8)] if batches is None else batches()
+    with pytest.raises(convsim.ConvsimError, match=message):
+        convsim.shrink(built, images, **options)
+
+
+def test_a_quantized_model_is_refused():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+
+    with pytest.raises(convsim.ConvsimError, match="quantized"):
+        convsim.shrink(Packed(), [torch.randn(2, 3)], channels=0.5)
+
+
+def test_a_missing_torch_pruning_names_the_install_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    model, images = network("plain")
+    with pytest.raises(convsim.MissingExtraError, match=r"pip install '\.\[shrink\]'"):
+        convsim.shrink(model, [images], channels=0.5)

@@ -1,0 +1,78 @@
+"""What is said of a shrinking."""
+
+import io
+import json
+
+import pytest
+import torch
+from networks import network
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+import convsim
+
+
+@pytest.fixture
+def shrunk():
+    model, images = network("residual")
+    return convsim.shrink(model, [images], parameters=0.5, layers=["0", "*.body.*", "6"])
+
+
+def test_counts_are_those_of_the_networks(shrunk):
+    model, images = network("residual")
+    for which, net in (("before", model), ("after", shrunk.model)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(images[:1])
+        assert getattr(shrunk.report.macs, which) * 2 == counter.get_total_flops()
+        count = sum(p.numel() for p in net.parameters())
+        assert getattr(shrunk.report.parameters, which) == count
+    for layer in shrunk.report.layers:
+        assert layer.channels.before == len(model.get_submodule(layer.name).weight)
+        assert layer.channels.after == len(shrunk.model.get_submodule(layer.name).weight)
+
+
+def test_the_output_error_is_the_networks_difference():
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, images.split(100), channels=0.5)
+    with torch.no_grad():
+        want, got = model(images).double(), shrunk.model(images).double()
+    error = (want - got).square().mean() / (want - want.mean(0)).square().mean()
+    assert shrunk.report.output_error == pytest.approx(float(error), rel=1e-3)
+
+
+def test_maps_that_are_gone_are_named_with_those_that_tell_them():
+    model, images = network("plain")
+    with torch.no_grad():
+        for tensor in (*model[0].parameters(), *model[1].state_dict().values()):
+            if tensor.dim():
+                tensor[5] = tensor[2]
+        model[1].weight[5] *= 0.5
+        model[1].bias[5] *= 0.5
+    shrunk = convsim.shrink(model, [images], channels=0.875, layers="0", positions=10**9)
+    (fold,) = shrunk.report["0"].folded
+    assert (fold.map, fold.into[0][0]) in {(5, 2), (2, 5)}
+    assert fold.into[0][1] == pytest.approx(0.5 if fold.map == 5 else 2, rel=1e-4)
+
+
+def test_json_holds_every_layer_and_no_nan(shrunk):
+    content = json.loads(shrunk.report.to_json())
+    assert [one["name"] for one in content["layers"]] == [x.name for x in shrunk.report.layers]
+    assert content["parameters"]["after"] == shrunk.report.parameters.after
+
+
+def test_the_table_names_every_layer_and_reason(shrunk):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(shrunk.report)
+    text = console.file.getvalue()
+    assert all(layer.name in text for layer in shrunk.report.layers)
+    assert "no layer reads them" in text
+
+
+def test_the_page_is_self_contained_and_shows_names_as_text():
+    model, images = network("plain")
+    model.add_module("<script>alert(1)</script>", torch.nn.Linear(5, 5))
+    page = convsim.shrink(model.eval(), [images], channels=0.5).report.to_html()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "default-src 'none'" in page
