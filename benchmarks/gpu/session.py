@@ -76,7 +76,8 @@ class Session:
     def train(self, methods: list[str]) -> dict[str, Any]:
         """Tune, then train budget by budget and seed by seed, all methods at once."""
         done = self._together([self._tuning(method) for method in methods])
-        for budget in self.block.budgets:
+        tuned = all(key(asdict(run)) in self.known for m in methods for run in self._tuning(m))
+        for budget in self.block.budgets if tuned else ():  # else there is no time for these either
             for seed in self.block.seeds:
                 done += self._together([[self._final(m, budget, seed)] for m in methods])
         return {
@@ -109,8 +110,7 @@ class Session:
             for run in self._tuning(method)
             if key(asdict(run)) in self.known
         }
-        whole = len(scores) == len(self.block.factors)
-        return max(scores, key=lambda factor: scores[factor]) if whole else 1.0
+        return max(scores, key=lambda factor: scores[factor], default=1.0)
 
     def _together(self, queues: list[list[Run]]) -> int:
         """Train queues of runs, a lane each, side by side; return how many runs have ended."""

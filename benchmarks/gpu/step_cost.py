@@ -161,8 +161,7 @@ def times(
         variants,
         device,
         rounds=2 if rehearse else 25,
-        times=1 if rehearse else 3,
-        until=time.monotonic() + min(12.0, left),
+        until=time.monotonic() + min(12.0, left - 3),
     )
     return {"base": PLAIN, "variants": beside(samples, PLAIN)}
 

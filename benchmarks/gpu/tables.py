@@ -37,9 +37,22 @@ def page(text: str, results: Path) -> str:
 
 
 def stages(results: Path, stage: str) -> list[Record]:
-    """Read the records of a stage, of all calls, in the order of their files."""
+    """Read the records of a stage, of all calls in the order of their files.
+
+    What a later one has measured again is left out of the earlier, and so is a failure of what has
+    been measured in any.
+    """
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    return [one for one in found if one["stage"] == stage]
+    records = [one for one in found if one["stage"] == stage]
+    measured: set[str] = set()
+    for record in reversed(records):
+        own = record["results"]
+        record["results"] = {name: own[name] for name in own if name not in measured}
+        measured |= own.keys()
+    for record in records:
+        failed = record["failures"]
+        record["failures"] = {name: failed[name] for name in failed if name not in measured}
+    return records
 
 
 def where(record: Record) -> str:
@@ -110,8 +123,11 @@ def weights(results: Path) -> list[str]:
             for variant, own in found["variants"].items():
                 ms = own["ms"]
                 by = f"{ms['median'] / floor:.2f}" if floor else ""
+                quartiles = (
+                    f"{ms['low']:.3f}–{ms['high']:.3f}" if ms["samples"] > 1 else "one sample"
+                )
                 lines.append(
-                    f"| {variant} | {ms['median']:.3f} | {ms['low']:.3f}–{ms['high']:.3f} | {by} | "
+                    f"| {variant} | {ms['median']:.3f} | {quartiles} | {by} | "
                     f"{own['ratio']['median']:.2f} |"
                 )
             lines.append("")
@@ -149,33 +165,29 @@ def evidence(results: Path) -> list[str]:
         for path in sorted(results.glob("runs*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    groups: dict[tuple[Any, ...], dict[str, dict[int, float]]] = defaultdict(
+    groups: dict[tuple[Any, ...], dict[tuple[str, float], dict[int, float]]] = defaultdict(
         lambda: defaultdict(dict)
     )
-    factors: dict[tuple[Any, ...], float] = {}
     for record in records:
         run = record["run"]
-        if run["tuning"] or record["rehearsal"]:
-            continue
-        method = f"{run['penalty']}, falling" if run["falling"] else run["penalty"]
-        group = (run["network"], run["recipe"], run["epochs"])
-        groups[group][method][run["seed"]] = 100 * record["test_accuracy"]
-        factors[(*group, method)] = run["factor"]
+        if not (run["tuning"] or record["rehearsal"]):
+            method = f"{run['penalty']}, falling" if run["falling"] else run["penalty"]
+            group = (run["network"], run["recipe"], run["epochs"])
+            accuracy = 100 * record["test_accuracy"]
+            groups[group][method, run["factor"]][run["seed"]] = accuracy
     lines = []
-    for group, methods in sorted(groups.items()):
-        network, recipe, epochs = group
+    for (network, recipe, epochs), methods in sorted(groups.items()):
         lines += [
             f"| {network}, {recipe} recipe, {epochs} epochs | × preset | seeds | accuracy, % "
             "| gain, points |",
             "|---|---:|---:|---:|---:|",
         ]
-        none = methods.get("none", {})
-        for method, scores in methods.items():
+        none = methods.get(("none", 0.0), {})
+        for (method, factor), scores in methods.items():
             gains = [scores[seed] - none[seed] for seed in scores if seed in none]
-            own = "" if method == "none" else f"{factors[(*group, method)]:g}"
-            gain = "" if method == "none" or not gains else interval(gains, sign="+")
+            own = ("", "") if method == "none" else (f"{factor:g}", interval(gains, sign="+"))
             lines.append(
-                f"| {method} | {own} | {len(scores)} | {interval(scores.values())} | {gain} |"
+                f"| {method} | {own[0]} | {len(scores)} | {interval(scores.values())} | {own[1]} |"
             )
         lines.append("")
     return lines
@@ -184,6 +196,8 @@ def evidence(results: Path) -> list[str]:
 def interval(values: Iterable[float], sign: str = "") -> str:
     """Write a mean with the half width of its 95 % interval (Student's t)."""
     numbers = list(values)
+    if not numbers:
+        return ""
     written = f"{mean(numbers):{sign}.2f}"
     if len(numbers) < 2:
         return written

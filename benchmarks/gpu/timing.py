@@ -11,6 +11,8 @@ import torch
 from accelerator import milliseconds
 
 Samples = dict[str, list[float]]
+_SAMPLE = 20.0  # ms, about, of which the clock's own error is nothing
+_MOST_CALLS = 20
 
 
 def in_turn(
@@ -18,7 +20,6 @@ def in_turn(
     device: torch.device,
     *,
     rounds: int,
-    times: int,
     until: float,
 ) -> Samples:
     """Time every variant once a round, after one round of warm-up; milliseconds.
@@ -27,18 +28,23 @@ def in_turn(
         runs: The variants.
         device: Where they run.
         rounds: How many rounds.
-        times: How many calls make one sample.
-        until: When to stop, on `time.monotonic`'s clock; whole rounds only.
+        until: When to stop, on `time.monotonic`'s clock. A round that is cut off does not count,
+            but if it is the first.
     """
+    times = {name: _calls(milliseconds(run, device)) for name, run in runs.items()}
     samples: Samples = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        if time.monotonic() > until and round_ > 1:
-            break
+    for _ in range(rounds):
         for name, run in runs.items():
-            took = milliseconds(run, device, times)
-            if round_:
-                samples[name].append(took)
+            if time.monotonic() > until:
+                whole = min(map(len, samples.values())) or 1
+                return {name: own[:whole] for name, own in samples.items()}
+            samples[name].append(milliseconds(run, device, times[name]))
     return samples
+
+
+def _calls(ms: float) -> int:
+    """Choose how many calls make one sample."""
+    return max(1, min(_MOST_CALLS, round(_SAMPLE / max(ms, 1e-3))))
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
@@ -52,7 +58,7 @@ def beside(samples: Samples, base: str) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "ms": quartiles(values),
-            "ratio": quartiles([own / of for own, of in zip(values, samples[base], strict=True)]),
+            "ratio": quartiles([own / of for own, of in zip(values, samples[base], strict=False)]),
         }
         for name, values in samples.items()
         if values
