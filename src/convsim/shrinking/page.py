@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from convsim.report.html import content_policy, source_hash
-from convsim.shrinking.report import Before, LayerChange, ShrinkReport
+from convsim.shrinking.changes import Before, LayerChange, NetworkChange
 from convsim.visible import visible
 
 _STYLE = """
@@ -24,7 +24,7 @@ details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .
 """
 
 
-def shrink_page(report: ShrinkReport) -> str:
+def shrink_page(report: NetworkChange) -> str:
     """Make the page: the whole network, a bar a layer, and what each lost map was folded into."""
     title = escape(f"Shrinking {visible(report.model)}")
     policy = content_policy(f"style-src '{source_hash(_STYLE)}'")

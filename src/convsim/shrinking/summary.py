@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from convsim.shrinking.calibration import device_of
+from convsim.shrinking.changes import Before, FoldedMap, LayerChange
 from convsim.shrinking.consumers import Consumer
-from convsim.shrinking.report import Before, FoldedMap, LayerChange, ShrinkReport
+from convsim.shrinking.report import ShrinkReport
 from convsim.shrinking.survey import Survey
 from convsim.shrinking.verification import outputs
 

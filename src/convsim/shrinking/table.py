@@ -7,11 +7,11 @@ import math
 from rich.table import Table
 from rich.text import Text
 
-from convsim.shrinking.report import Before, ShrinkReport
+from convsim.shrinking.changes import Before, NetworkChange
 from convsim.visible import visible
 
 
-def shrink_table(report: ShrinkReport) -> Table:
+def shrink_table(report: NetworkChange) -> Table:
     """Make a table with one row a layer and the whole network below."""
     table = Table(
         title=f"{visible(report.model)}, shrunk on {report.images} images",
