@@ -1,11 +1,10 @@
 """Every backend against autograd through convsim.similarity in float64, on every option."""
 
-from itertools import product
-
 import pytest
 import torch
 from torch import nn
 
+from cases import GEOMETRIES, OPTIONS
 from closeness import assert_close, rounding
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
 from convsim.backends import compiled, eager, fused
@@ -18,23 +17,7 @@ from convsim.lab.training import train
 from convsim.similarity import Options, bank_similarity
 from seeds import new_generator
 
-OPTIONS = [
-    Options(*values)
-    for values in product(
-        ("all", "adjacent"), ("crossed", "matched"), ("unit", "raw"), ("mean", "sum")
-    )
-]
-GEOMETRIES = [  # weight shape, stride, dilation, groups
-    ((4, 3, 5), 1, 1, 1),
-    ((4, 2, 4), 3, 1, 2),
-    ((3, 2, 3, 3), 1, 1, 1),
-    ((4, 2, 3, 2), (2, 1), 1, 2),
-    ((3, 1, 1, 5), (1, 2), (1, 3), 1),
-    ((3, 2, 4, 3), 2, 2, 1),
-    ((3, 2, 3, 3), 3, 2, 1),
-    ((4, 1, 3, 3), 1, 1, 4),
-    ((4, 3, 1, 1), 1, 1, 2),
-    ((3, 2, 2, 3, 2), (1, 2, 1), 1, 1),
+LARGE = [  # as GEOMETRIES
     ((6, 70, 3, 3), 1, 1, 1),  # more than one run of channels
     ((5, 300, 5, 5), 2, 1, 1),
     ((4, 3, 7, 7), 2, 1, 1),
@@ -91,7 +74,7 @@ def error_of(weight, options, **geometry):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("shape", "stride", "dilation", "groups"), GEOMETRIES)
+@pytest.mark.parametrize(("shape", "stride", "dilation", "groups"), [*GEOMETRIES, *LARGE])
 def test_equals_the_reference(backend, shape, stride, dilation, groups, transposed, dtype):
     weight = torch.randn(shape, generator=new_generator(), dtype=dtype)
     geometry = {

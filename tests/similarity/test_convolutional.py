@@ -1,6 +1,6 @@
 """Convolutional Similarity against float64 oracles in plain loops, and what it promises."""
 
-from itertools import product
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import convsim
+from cases import GEOMETRIES, OPTIONS
 from closeness import assert_close
 from convsim.kernels import kernel_bank
 from oracles import (
@@ -23,24 +24,7 @@ from seeds import new_generator, new_numpy_generator
 
 TERMS = 4 * 2 * 3 * 3
 """The numbers of a filter in float32, in the four sums of a value and its gradient."""
-OPTIONS = [
-    dict(zip(("pairs", "channels", "scale", "reduction"), values, strict=True))
-    for values in product(
-        ("all", "adjacent"), ("crossed", "matched"), ("unit", "raw"), ("mean", "sum")
-    )
-]
-GEOMETRIES = [  # weight shape, stride, dilation, groups
-    ((4, 3, 5), 1, 1, 1),
-    ((4, 2, 4), 3, 1, 2),
-    ((3, 2, 3, 3), 1, 1, 1),
-    ((4, 2, 3, 2), (2, 1), 1, 2),
-    ((3, 1, 1, 5), (1, 2), (1, 3), 1),
-    ((3, 2, 4, 3), 2, 2, 1),
-    ((3, 2, 3, 3), 3, 2, 1),
-    ((4, 1, 3, 3), 1, 1, 4),
-    ((4, 3, 1, 1), 1, 1, 2),
-    ((3, 2, 2, 3, 2), (1, 2, 1), 1, 1),
-]
+EVERY_OPTION = [asdict(options) for options in OPTIONS]
 
 
 def random_weight(shape, seed=0, dtype=torch.float64):
@@ -59,7 +43,7 @@ def test_every_option_equals_the_oracle(shape, stride, dilation, groups, transpo
     geometry = {
         "stride": stride, "dilation": dilation, "groups": groups, "transposed": transposed,
     }  # fmt: skip
-    for options in OPTIONS:
+    for options in EVERY_OPTION:
         expected = layer_similarity(weight.numpy(), **geometry, **options)
         actual = convsim.convolutional_similarity(weight, **geometry, **options)
         assert actual.item() == pytest.approx(expected, rel=1e-10, abs=1e-12), options
@@ -76,7 +60,7 @@ def test_matrix_equals_the_oracle(channels, scale, transposed):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=str)
 @pytest.mark.parametrize(("shape", "stride", "dilation", "groups"), GEOMETRIES)
 def test_closed_form_gradient_equals_autograd(shape, stride, dilation, groups, options):
     for transposed in (False, True):
@@ -92,7 +76,7 @@ def test_closed_form_gradient_equals_autograd(shape, stride, dilation, groups, o
         torch.testing.assert_close(bank.to_weight(gradient), expected)
 
 
-@pytest.mark.parametrize("options", OPTIONS[::3], ids=str)
+@pytest.mark.parametrize("options", EVERY_OPTION[::3], ids=str)
 def test_gradients_against_finite_differences(options):
     def similarity(weight):
         return convsim.convolutional_similarity(weight, stride=(1, 2), groups=2, **options)
@@ -109,7 +93,7 @@ shapes = st.tuples(
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(shapes, st.integers(1, 3), st.integers(1, 3), st.sampled_from(OPTIONS), st.booleans())
+@given(shapes, st.integers(1, 3), st.integers(1, 3), st.sampled_from(EVERY_OPTION), st.booleans())
 def test_any_shape_equals_the_oracle(shape, stride, dilation, options, transposed):
     groups, filters, channels, kernel = shape
     kernel = [min(k, 3 if len(kernel) > 1 else 4, 2 if len(kernel) > 2 else 4) for k in kernel]
@@ -252,7 +236,7 @@ def test_zero_filters_are_similar_to_none(scale, channels):
 
 
 def test_one_filter_per_group_is_exactly_zero():
-    for options in OPTIONS:
+    for options in EVERY_OPTION:
         value = convsim.convolutional_similarity(random_weight((4, 1, 3, 3)), groups=4, **options)
         assert value.item() == 0.0, options
 
@@ -270,7 +254,7 @@ def test_hand_computed_case():
     assert matrix.tolist() == [[6, 2], [2, 6]]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=str)
 def test_minimising_it_lowers_it(options):
     weight = random_weight((6, 3, 3, 3), dtype=torch.float32).requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=0.01)
