@@ -11,7 +11,17 @@ import torch
 import typer
 
 from convsim.cli.console import FOUND, out, progress_bar, say
-from convsim.cli.options import DATA, MODEL, Activation, Norm, Width
+from convsim.cli.options import (
+    DATA,
+    MODEL,
+    Activation,
+    BatchSize,
+    Classes,
+    Norm,
+    Pretrained,
+    Size,
+    Width,
+)
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import load_dataset
 from convsim.lab.measuring import measure_on
@@ -35,22 +45,16 @@ def measure_command(
         str | None,
         typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Download the library's published weights.")
-    ] = False,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
-    ] = None,
+    pretrained: Pretrained = False,
+    classes: Classes = None,
     width: Width = None,
     norm: Norm = None,
     activation: Activation = None,
     images: Annotated[
         int, typer.Option(min=1, help="Of how many test images, class-balanced; at most all.")
     ] = 256,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Scale images to this height and width.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    size: Size = None,
+    batch_size: BatchSize = 32,
     layers: Annotated[
         list[str] | None,
         typer.Option(help="Only convolutions of this name, such as 'layer3.*'. Repeatable."),

@@ -24,6 +24,14 @@ MODEL = (
 Width = Annotated[int | None, typer.Option(min=1, help="Width of the model's first stage.")]
 Norm = Annotated[models.Norm | None, typer.Option(help="Normalization.")]
 Activation = Annotated[models.Activation | None, typer.Option(help="Activation.")]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Download the library's published weights.")
+]
+Classes = Annotated[
+    int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
+]
+Size = Annotated[int | None, typer.Option(min=1, help="Scale images to this height and width.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Data = Annotated[str, typer.Argument(help=DATA)]
 TrainImages = Annotated[
     int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")

@@ -11,7 +11,17 @@ import typer
 from rich.progress import TaskID
 
 from convsim.cli.console import out, progress_bar, say
-from convsim.cli.options import DATA, MODEL, Activation, Norm, Width
+from convsim.cli.options import (
+    DATA,
+    MODEL,
+    Activation,
+    BatchSize,
+    Classes,
+    Norm,
+    Pretrained,
+    Size,
+    Width,
+)
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.models import build_model
@@ -33,12 +43,8 @@ def shrink_command(
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors file or weights-only checkpoint.")
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Download the library's published weights.")
-    ] = False,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
-    ] = None,
+    pretrained: Pretrained = False,
+    classes: Classes = None,
     width: Width = None,
     norm: Norm = None,
     activation: Activation = None,
@@ -48,10 +54,8 @@ def shrink_command(
     images: Annotated[
         int, typer.Option(min=1, help="Of how many training images, class-balanced; at most all.")
     ] = 1000,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Scale images to this height and width.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 100,
+    size: Size = None,
+    batch_size: BatchSize = 100,
     layers: Annotated[
         list[str] | None,
         typer.Option(help="Cut only layers of this name, such as 'layer3.*'. Repeatable."),
