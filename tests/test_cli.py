@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import convsim
-from convsim.cli import main
+from convsim.cli import main, options
 from convsim.lab import files
 from convsim.lab.models import build_model
 from convsim.lab.records import read_records
@@ -116,6 +116,26 @@ def test_compare_against_one_method(run, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
     assert "Method 'none' is at chance" in plain(answer.err)
     assert "Method 'none' is at chance" in (tmp_path / "comparison.md").read_text()
+
+
+def test_precision_chosen_for_the_processor_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "choose_precision", lambda: ("bf16", "this processor has AMX"))
+    command = ["train", "digits", "--out", tmp_path, "--method", "none", *TINY]
+    answer = run(*command, "--precision", "auto")
+    assert "precision bf16: this processor has AMX" in plain(answer.err)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["configuration"]["recipe"]["precision"] == "bf16"
+    assert record["effective"]["computed_in"] == "bfloat16"
+    other = run(*command, code=2)
+    assert "recipe.precision bf16, not None" in plain(other.err)
+
+
+@pytest.mark.usefixtures("vision")
+def test_the_size_that_a_network_wants_is_named(run):
+    options = ["--data", "digits", "--size", "64", "--images", "10"]
+    answer = run("measure", "timm:vit_tiny_patch16_224", *options, "--modules", "patch_embed.proj",
+                 code=2)  # fmt: skip
+    assert "It wants 224×224: give --size 224." in plain(answer.err)
 
 
 def test_a_run_that_diverges_ends_with_its_own_status(run, tmp_path):
@@ -248,7 +268,7 @@ def test_measure_models_of_libraries(run, tmp_path, monkeypatch):
         (["measure", "cnn", "--data", "digits", "--layers", "x"], 2, "No convolution is selected"),
         (["measure", "cnn", "--data", "digits", "--modules", "x"], 2, "No module is selected"),
         (["measure", "cnn", "--data", "digits", "--max-similarity", "2"], 2, "or equal to 1"),
-        (["measure", "transformers:swin", "--data", "digits", "--size", "1"], 2, "one with --size"),
+        (["measure", "transformers:swin", "--data", "digits", "--size", "1"], 2, "give --size 224"),
         (["compare", "nowhere", "--out", "x"], 2, "nowhere"),
         (["compare", "digits", "--out", "x", "--method", "best"], 2, "Unknown method 'best'"),
         (["compare", "digits"], 2, "Missing option '--out'"),

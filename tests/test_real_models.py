@@ -45,9 +45,11 @@ def test_real_models(name, penalty):
     value = regularizer()
     expected = torch.autograd.grad(value, weights, allow_unused=True)
     assert_close(regularizer.backward_(), value, terms=LONGEST)
+    largest = max(float(own.abs().max()) for own in expected if own is not None)
     for weight, gradient in zip(weights, expected, strict=True):
         if gradient is not None:
-            assert_close(weight.grad, gradient, terms=LONGEST)
+            # A standardised kernel of one tap has gradient 0: what is left of it is rounding.
+            assert_close(weight.grad, gradient, terms=LONGEST, size=largest)
         else:
             assert weight.grad is None
     torch.optim.SGD(weights, lr=1.0).step()

@@ -116,7 +116,20 @@ def test_selection(layers, expected):
         (3, "Layers are chosen by name patterns.*got 3"),
         (["stem", 3], "got 3"),
     ],
-    ids=str,
+    ids=[
+        "one",
+        "second",
+        "type",
+        "near",
+        "near pattern",
+        "prefix",
+        "no convolution",
+        "other type",
+        "predicate",
+        "none",
+        "number",
+        "holds a number",
+    ],
 )
 def test_a_filter_that_selects_nothing_is_named(layers, message):
     model = nn.ModuleDict(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -18,13 +19,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import Progress
 
 from convsim.errors import ConvsimWarning, DataError
 from convsim.home import home
 from convsim.lab import datasets
-from convsim.lab.datasets import DATASETS, ImageData, archive, cache, load, load_dataset
+from convsim.lab.datasets import DATASETS, ImageData, archive, cache, download, load, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.download import RemoteFile, fetch
 from convsim.lab.datasets.image_folder import decode_image_folder
@@ -222,7 +223,7 @@ def picture(value: object = 0, *, size=(4, 3), mode="RGB", suffix="png") -> byte
             else (value,) * len(Image.new(mode, (1, 1)).getbands())
         )
     out = io.BytesIO()
-    Image.new(mode, size, value).save(out, {"jpg": "jpeg"}.get(suffix, suffix))
+    Image.new(mode, size, value).save(out, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
     return out.getvalue()
 
 
@@ -286,7 +287,9 @@ def test_order_in_the_archive_does_not_matter(tmp_path, open_):
     assert one.fingerprint == two.fingerprint
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "jpg", "jpeg", "PNG"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "bmp", "webp", "jpg", "jpeg", "PNG", "gif", "tif", "tiff"]
+)
 def test_image_formats(tmp_path, open_, suffix):
     files = {
         f"{part}/{label}/0.{suffix}": picture(100, suffix=suffix.lower())
@@ -378,11 +381,11 @@ BAD_LAYOUTS = {
         "'train/cat/9.png' in .* has 5×3, '.*' has 4×3 .*Resize or crop",
     ),
     "format": (
-        lambda f: f | {"train/cat/0.gif": picture(suffix="gif")},
-        "'train/cat/0.gif' .*is not",
+        lambda f: f | {"train/cat/0.pcx": picture(suffix="pcx")},
+        "'train/cat/0.pcx' .*is not",
     ),
     "other format inside": (
-        lambda f: f | {"test/dog/0.png": picture(suffix="gif")},
+        lambda f: f | {"test/dog/0.png": picture(suffix="pcx")},
         "'test/dog/0.png'",
     ),
     "no image": (lambda f: f | {"train/cat/0.png": b"hello"}, "readable .*'train/cat/0.png'"),
@@ -728,6 +731,65 @@ def cifar_batches(spec, dump) -> dict[str, bytes]:
         for name in (*spec.train, *spec.test)
     }
     return files | {spec.meta: dump({spec.classes: [b"airplane", b"automobile"]})}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_as_viewers_show_them(tmp_path, open_, suffix, orientation):
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:8, :8], stored[8:, :8], stored[:8, 16:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    image = Image.fromarray(stored)
+    for part in ("train", "test"):
+        folder = tmp_path / "data" / part / "a"
+        folder.mkdir(parents=True)
+        image.save(folder / f"1.{suffix}", exif=tag, **({"quality": 95} if suffix == "jpg" else {}))
+    shown = ImageOps.exif_transpose(Image.open(folder / f"1.{suffix}")).convert("RGB")
+    assert shown.size == ((24, 16) if orientation < 5 else (16, 24))
+    pixels = open_(tmp_path / "data").train_images[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, np.asarray(shown))
+
+
+def test_a_broken_exif_tag_turns_nothing(tmp_path, open_):
+    for part in ("train", "test"):
+        folder = tmp_path / "data" / part / "a"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 3), 7).save(folder / "1.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert open_(tmp_path / "data").train_images.shape == (1, 3, 3, 4)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, open_):
+    first, second = (Image.new("L", (4, 3), value) for value in (10, 200))
+    for part in ("train", "test"):
+        folder = tmp_path / "data" / part / "a"
+        folder.mkdir(parents=True)
+        first.save(folder / "1.gif", save_all=True, append_images=[second])
+    assert open_(tmp_path / "data").train_images.unique().tolist() == [10]
+
+
+def test_a_download_is_bounded_in_size(tmp_path, monkeypatch):
+    content = bytes(200_000)
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()  # without a length
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(download, "MAX_BYTES", 100_000)
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/set.gz"
+        file = RemoteFile(url, hashlib.md5(content).hexdigest())
+        with pytest.raises(DataError, match="it has more than 100000 bytes"):
+            fetch(file, "set", tmp_path, progress=False)
+        server.shutdown()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def offer(monkeypatch, name: str, *paths: Path, url: str = "http://127.0.0.1:9/") -> None:

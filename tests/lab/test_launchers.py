@@ -115,7 +115,7 @@ def test_a_pool_that_loses_a_process_says_so_and_ends(tmp_path, monkeypatch):
 
 def test_without_ray_the_install_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'convsim\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[ray\]'"):
         grid(tmp_path, launcher="ray")
 
 

@@ -143,7 +143,7 @@ def test_timm_takes_grey_images():
 def test_missing_library_names_the_extra(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'convsim\[vision\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[vision\]'"):
         build_model(name, classes=2)
 
 

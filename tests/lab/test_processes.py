@@ -23,7 +23,9 @@ COMMAND = ["train", "digits", "--train-images", "200", "--epochs", "1", "--width
 
 def run_of(method):
     norm = "none" if method in SAME else "batch"  # which each process does on its own images
-    recipe = Recipe(width=4, norm=norm, epochs=2, batch_size=36, measured_images=20)
+    recipe = Recipe(
+        width=4, norm=norm, activation="elu", epochs=2, batch_size=36, measured_images=20
+    )
     data = load_dataset("digits").subset(train=200, test=50)
     return Run(parse_method(method), 5, recipe, data)
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convsim.errors import ConvsimError, NonFiniteError
+from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.lab import training
+from convsim.lab.arithmetic import choose_precision
 from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.datasets import load_dataset
+from convsim.lab.doubts import _say_once
 from convsim.lab.measuring import measure_on
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.models import build_model
@@ -90,6 +92,82 @@ def test_resume_is_exact_under_augmentation(digits, tmp_path):
     plain = train(replace(run, recipe=TINY))[1]
     assert plain["result"]["train_loss"] != record["result"]["train_loss"]
     assert record["configuration"]["recipe"]["augment"] is True
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32-channels-last"])
+@pytest.mark.parametrize("method", ["none", "recommended", "recommended-both", "decov"])
+def test_resume_is_exact_in_every_precision(digits, tmp_path, method, precision):
+    run = Run(parse_method(method), 5, replace(TINY, precision=precision), digits)
+    whole, record = train(run)
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(1))
+    resumed, resumed_record = train(run, tmp_path)
+    assert equal_models(whole, resumed)
+    for entry in ("validation_accuracy", "train_loss", "penalty", "test_accuracy", "similarity"):
+        assert resumed_record["result"][entry] == record["result"][entry]
+    assert resumed_record["effective"] == record["effective"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "seen"),
+    [
+        ("float32", ("32-true", "float32", "contiguous")),
+        ("float32-channels-last", ("32-true", "float32", "channels_last")),
+        ("bf16", ("bf16-mixed", "bfloat16", "channels_last")),
+    ],
+)
+def test_the_record_says_in_what_numbers_it_was_computed(digits, precision, seen, tmp_path):
+    run = Run(METHODS["none"], 0, replace(TINY, precision=precision), digits, test=False)
+    model, record = train(run, tmp_path)
+    names = ("precision", "computed_in", "memory_format")
+    assert tuple(record["effective"][name] for name in names) == seen
+    assert (
+        train(run, tmp_path)[1]["effective"] == record["effective"]
+    )  # where nothing is left to do
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    last = model[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert last == (precision != "float32")
+    assert ("precision" in record["configuration"]["recipe"]) == last
+
+
+def test_bfloat16_learns_as_float32_does(digits):
+    recipe = Recipe(width=8, epochs=15, batch_size=16, precision="bf16")
+    assert train(Run(METHODS["none"], 0, recipe, digits))[1]["result"]["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("cuda", "amx", "onednn", "choice", "reason"),
+    [
+        (None, True, True, "bf16", "this processor has AMX"),
+        (None, False, True, "float32-channels-last", "no AMX, and oneDNN likes channels last"),
+        (None, False, False, "float32", "no AMX, and torch no oneDNN"),
+        (True, False, True, "bf16", "H multiplies bfloat16"),
+        (False, True, True, "float32", "H does not multiply bfloat16"),
+    ],
+)
+def test_auto_chooses_by_what_the_hardware_has(monkeypatch, cuda, amx, onednn, choice, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    chosen, why = choose_precision()
+    assert (chosen, reason in why) == (choice, True)
+
+
+def test_a_network_that_the_penalty_made_worse_is_warned_of_once(digits):
+    doubtful = Recipe(width=2, epochs=1, norm="none")
+    _say_once.cache_clear()
+    with pytest.warns(ConvsimWarning, match="ReLU and no normalization lost accuracy"):
+        train(Run(METHODS["recommended"], 0, doubtful, digits, test=False))
+    train(Run(METHODS["recommended"], 1, doubtful, digits, test=False))  # not again
+    _say_once.cache_clear()
+    for method, recipe in (
+        ("none", doubtful),
+        ("recommended", replace(doubtful, activation="elu")),
+        ("recommended", replace(doubtful, norm="batch")),
+    ):
+        train(Run(METHODS[method], 0, recipe, digits, test=False))  # a warning would be an error
 
 
 def test_runs_keep_their_names_so_that_old_records_serve(digits):

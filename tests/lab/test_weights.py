@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convsim.errors import DataError
+from convsim.errors import ConvsimWarning, DataError
 from convsim.lab.models import build_model
 from convsim.lab.weights import load_weights
 
@@ -30,6 +30,16 @@ def wrappings(state):
         "data parallel": {"model": {f"module.{k}": v for k, v in state.items()}},
         "compiled": {f"_orig_mod.{k}": v for k, v in state.items()},
         "lightning": {"state_dict": lightning},
+        "DDP(compile)": {f"module._orig_mod.{k}": v for k, v in state.items()},
+        "compile(DDP)": {f"_orig_mod.module.{k}": v for k, v in state.items()},
+        "lightning, compiled": {
+            "state_dict": {f"model._orig_mod.{k}": v for k, v in state.items()}
+        },
+        "averaged alone": {"ema": state},
+        "averaged by timm, wrapped": {
+            "state_dict_ema": {f"module.{k}": v for k, v in state.items()}
+        },
+        "model_state": {"model_state": state, "optimizer_state": {"state": {}}},
     }
 
 
@@ -39,6 +49,39 @@ def test_checkpoints_of_many_makers(trained, tmp_path, wrapping):
     model = network()
     load_weights(model, tmp_path / "weights.pt")
     assert all(map(torch.equal, model.state_dict().values(), trained.state_dict().values()))
+
+
+def test_a_checkpoint_from_before_batches_were_counted(trained, tmp_path):
+    state = trained.state_dict()
+    old = {name: value for name, value in state.items() if "num_batches_tracked" not in name}
+    assert old.keys() < state.keys()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in old.items()}}, tmp_path / "old.pt")
+    model = network()
+    load_weights(model, tmp_path / "old.pt")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in old.items())
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema", "ema"])
+def test_raw_beside_averaged_weights_are_said(trained, tmp_path, averaged):
+    path = tmp_path / "weights.pt"
+    raw, other = trained.state_dict(), network(2).state_dict()
+    torch.save({"state_dict": raw, averaged: other}, path)
+    model = network()
+    with pytest.warns(ConvsimWarning, match=f"the raw ones are taken.*--entry {averaged}"):
+        load_weights(model, path)
+    assert torch.equal(model.state_dict()["0.weight"], raw["0.weight"])
+    load_weights(model, path, averaged)
+    assert torch.equal(model.state_dict()["0.weight"], other["0.weight"])
+    with pytest.raises(DataError, match=r"no weights under 'best'; what it has .*'state_dict'"):
+        load_weights(model, path, "best")
+
+
+def test_a_checkpoint_inside_itself_is_refused(tmp_path):
+    circle = {}
+    circle["model"] = circle
+    torch.save(circle, tmp_path / "circle.pt")
+    with pytest.raises(DataError, match="holds no state dict"):
+        load_weights(network(), tmp_path / "circle.pt")
 
 
 def test_safetensors(trained, tmp_path):

@@ -97,7 +97,7 @@ def test_scalars_are_what_loggers_take(report, tmp_path):
 )
 def test_a_missing_extra_is_named(report, monkeypatch, missing, call):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(convsim.MissingExtraError, match=r"pip install 'convsim\[report\]'"):
+    with pytest.raises(convsim.MissingExtraError, match=r"pip install '\.\[report\]'"):
         getattr(report, call)()
 
 

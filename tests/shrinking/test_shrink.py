@@ -297,5 +297,5 @@ def test_a_quantized_model_is_refused():
 def test_a_missing_torch_pruning_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     model, images = network("plain")
-    with pytest.raises(convsim.MissingExtraError, match=r"pip install 'convsim\[shrink\]'"):
+    with pytest.raises(convsim.MissingExtraError, match=r"pip install '\.\[shrink\]'"):
         convsim.shrink(model, [images], channels=0.5)

@@ -31,6 +31,10 @@ def measure_command(
             help="Safetensors file or weights-only checkpoint. Untrained, seed 0, without."
         ),
     ] = None,
+    entry: Annotated[
+        str | None,
+        typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
+    ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Download the library's published weights.")
     ] = False,
@@ -92,13 +96,10 @@ def measure_command(
         model,
         classes=classes or len(dataset.classes),
         channels=dataset.test_images.shape[1],
-        width=width,
-        norm=norm,
-        activation=activation,
-        pretrained=pretrained,
-    )
+        width=width, norm=norm, activation=activation, pretrained=pretrained,
+    )  # fmt: skip
     if weights is not None:
-        load_weights(network, weights)
+        load_weights(network, weights, entry)
     with progress_bar() as progress:
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
@@ -107,20 +108,26 @@ def measure_command(
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     report = replace(report, model=model)
+    _show(report, earlier, html, json)
+    if max_similarity is not None:
+        _judge(report, max_similarity)
+
+
+def _show(
+    report: RedundancyReport, earlier: RedundancyReport | None, html: Path | None, json: Path | None
+) -> None:
+    """Print the report, or its JSON where that is asked for, and write the files."""
     shown = report if earlier is None else earlier.compare(report)
     if str(json) == "-":
         print(report.to_json())
     else:
         out.print(shown)
-    if json is not None and str(json) != "-":
-        json.write_text(report.to_json(), encoding="utf-8")
+        if json is not None:
+            json.write_text(report.to_json(), encoding="utf-8")
+            say(f"wrote {json}")
     if html is not None:
         shown.save_html(html)
-    for path in filter(None, (html, json)):
-        if str(path) != "-":
-            say(f"wrote {path}")
-    if max_similarity is not None:
-        _judge(report, max_similarity)
+        say(f"wrote {html}")
 
 
 def _judge(report: RedundancyReport, most: float) -> None:

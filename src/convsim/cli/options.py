@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from convsim.lab.runs import Recipe
+from convsim.cli.console import say
+from convsim.lab import models
+from convsim.lab.arithmetic import choose_precision
+from convsim.lab.runs import Optimizer, Recipe, Schedule
 
 DATA = (
     "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder directory "
@@ -19,10 +22,8 @@ MODEL = (
     "transformers:NAME, or package.module:factory."
 )
 Width = Annotated[int | None, typer.Option(min=1, help="Width of the model's first stage.")]
-Norm = Annotated[Literal["batch", "none"] | None, typer.Option(help="Normalization.")]
-Activation = Annotated[
-    Literal["relu", "elu", "leaky_relu"] | None, typer.Option(help="Activation.")
-]
+Norm = Annotated[models.Norm | None, typer.Option(help="Normalization.")]
+Activation = Annotated[models.Activation | None, typer.Option(help="Activation.")]
 Data = Annotated[str, typer.Argument(help=DATA)]
 TrainImages = Annotated[
     int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")
@@ -37,12 +38,17 @@ RECIPE: dict[str, Any] = {
     "lr": Annotated[float, typer.Option(min=0, help="The learning rate at the start.")],
     "momentum": Annotated[float, typer.Option(min=0, max=1, help="SGD's momentum.")],
     "weight_decay": Annotated[float, typer.Option(min=0, help="The optimizer's weight decay.")],
-    "schedule": Annotated[
-        Literal["cosine", "constant", "steps"], typer.Option(help="Learning-rate schedule.")
-    ],
-    "optimizer": Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Optimizer.")],
+    "schedule": Annotated[Schedule, typer.Option(help="Learning-rate schedule.")],
+    "optimizer": Annotated[Optimizer, typer.Option(help="Optimizer.")],
     "augment": Annotated[
         bool, typer.Option("--augment", help="Crop and mirror training images at random.")
+    ],
+    "precision": Annotated[
+        Literal["float32", "float32-channels-last", "bf16", "auto"],
+        typer.Option(
+            help="bf16: products of bfloat16, channels last; auto: what is fastest on this "
+            "hardware, which it says."
+        ),
     ],
 }
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
@@ -53,6 +59,9 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     default = Recipe()
 
     def run(**given: Any) -> None:
+        if given["precision"] == "auto":
+            given["precision"], reason = choose_precision()
+            say(f"precision {given['precision']}: {reason}")
         recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
         command(recipe=recipe, **given)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from convsim.errors import ConvsimError
+from convsim.lab.arithmetic import FirstMaps
 from convsim.lab.files import locked, replacing
 from convsim.lab.records import Record
 from convsim.lab.runs import Run
@@ -50,11 +51,14 @@ class Bookkeeping(Callback):
         self.run, self.checkpoint, self.progress, self.resumed = run, checkpoint, progress, resumed
         self.curve: list[dict[str, float]] = []
         self.initialization_seconds = 0.0
+        self.computed: dict[str, str] = {}
+        self.first_maps: FirstMaps | None = None
         self.started = 0.0
         self.steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before the first epoch."""
+        """Save before the first epoch; see in what numbers the first batch is computed."""
+        self.first_maps = FirstMaps(pl_module)
         if self.checkpoint is not None and not self.resumed:
             trainer.save_checkpoint(self.checkpoint)
 
@@ -79,6 +83,8 @@ class Bookkeeping(Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         """Count the step."""
         self.steps += 1
+        if self.first_maps is not None:
+            self.computed, self.first_maps = self.first_maps.found, None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the scores, save, report."""
@@ -96,12 +102,14 @@ class Bookkeeping(Callback):
             "configuration": self.run.configuration(),
             "curve": self.curve,
             "initialization_seconds": self.initialization_seconds,
+            "computed": self.computed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.curve = list(state["curve"])
         self.initialization_seconds = state["initialization_seconds"]
+        self.computed = state.get("computed", {})  # checkpoints of earlier versions have none
 
 
 def save_result(network: nn.Module, record: Record, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from convsim.errors import NonFiniteError
+from convsim.lab.arithmetic import ARITHMETIC
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import pixel_statistics
 from convsim.lab.runs import Recipe
@@ -26,7 +27,8 @@ class Classifier(LightningModule):
 
     def __init__(self, model: nn.Module, recipe: Recipe, train_images: Tensor) -> None:
         super().__init__()
-        self.model = model
+        self.memory_format = ARITHMETIC[recipe.precision].memory_format
+        self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         mean, std = pixel_statistics(train_images)
         self.register_buffer("mean", mean)
@@ -34,7 +36,8 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, classes)."""
-        output = self.model((images.float() - self.mean) / self.std)
+        standardised = (images.float() - self.mean) / self.std
+        output = self.model(standardised.contiguous(memory_format=self.memory_format))
         logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
         return logits
 

@@ -1,18 +1,43 @@
-"""What makes results worth nothing although they are numbers: a loss that blew up, or chance."""
+"""What makes results worth little although they are numbers: a loss that blew up, or chance."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from statistics import fmean
 
+from torch import nn
+
+from convsim.errors import ConvsimWarning
 from convsim.lab.datasets import ImageData
 from convsim.lab.records import Record
 
 _DIVERGED = 1.5
 """Times the loss of guessing, from where a training loss has diverged: one epoch may end above it
 once."""
+
+
+def plain_relu(model: nn.Module) -> bool:
+    """Tell whether a model has ReLUs and no normalization."""
+    kinds = {type(module).__name__.lower() for module in model.modules()}
+    return "relu" in kinds and not any("norm" in kind for kind in kinds)
+
+
+@cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, ConvsimWarning, stacklevel=3)
+
+
+def warn_of_plain_relu(model: nn.Module) -> None:
+    """Warn, once, of the one kind of network that penalties made worse on every seed on record."""
+    if plain_relu(model):
+        _say_once(
+            "A network with ReLU and no normalization lost accuracy to the penalty on every seed "
+            "that is on record (experiments/12_networks). Take normalization layers, or ELU."
+        )
 
 
 def chance(data: ImageData) -> float:

@@ -71,7 +71,19 @@ def measure_on(
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         shape = tuple(data.test_images.shape[1:]) if size is None else (size, size)
+        wanted = wanted_size(model)
+        remedy = f"It wants {wanted}×{wanted}" if wanted else "Many need a certain size"
         raise ConvsimError(
-            f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many need a "
-            "certain size: give one with --size."
+            f"The model failed on images of {shape} ({type(error).__name__}: {error}). {remedy}: "
+            f"give {f'--size {wanted}' if wanted else 'one with --size'}."
         ) from error
+
+
+def wanted_size(model: nn.Module) -> int | None:
+    """Read what height and width of images a model of timm, transformers or torchvision names."""
+    timm = getattr(model, "pretrained_cfg", None)
+    size = (
+        timm["input_size"][-1] if isinstance(timm, dict) and "input_size" in timm
+        else getattr(getattr(model, "config", model), "image_size", None)
+    )  # fmt: skip
+    return size if isinstance(size, int) else None

@@ -195,11 +195,12 @@ def details(records: Sequence[Record], title: str) -> str:
     data, recipe = (first["configuration"][part] for part in ("data", "recipe"))
     where, effective = first["environment"], first["effective"]
     seeds = len({record["configuration"]["seed"] for record in records})
+    lie = effective.get("memory_format", "contiguous")
     return (
         f"{title}: {data['train']:,} training images of which {recipe['validation']:.0%} are held "
         f"out, {data['test']:,} test images; {recipe['model']}, {effective['parameters']:,} "
         f"parameters, {recipe['epochs']} epochs, {seeds} seeds, precision "
-        f"{effective['precision']}. convsim {where['convsim']}, torch {where['torch']}, "
+        f"{effective['precision']}, {lie}. convsim {where['convsim']}, torch {where['torch']}, "
         f"{where['processor']}, {where['threads']} threads, commit {str(where['commit'])[:8]}, "
         f"{where['date']}."
     )

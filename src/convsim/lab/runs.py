@@ -6,9 +6,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from convsim.errors import ConvsimError
+from convsim.lab.arithmetic import Precision
 from convsim.lab.datasets import ImageData
 from convsim.lab.methods import Method
+from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
+
+Schedule = Literal["cosine", "constant", "steps"]
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Recipe:
             class.
         optimizer: "sgd", "adam" or "adamw", the latter two with torch's own other settings.
         augment: Whether training images are cropped and mirrored at random.
+        precision: "float32", "float32-channels-last", or "bf16": float32 weights whose products are
+            of bfloat16, with channels last. Final scores and similarity are of float32 in each.
 
     Raises:
         ConvsimError: For a momentum that the optimizer does not have.
@@ -39,18 +46,19 @@ class Recipe:
 
     model: str = "cnn"
     width: int | None = None
-    norm: Literal["batch", "none"] | None = None
-    activation: Literal["relu", "elu", "leaky_relu"] | None = None
+    norm: Norm | None = None
+    activation: Activation | None = None
     epochs: int = 10
     batch_size: int = 128
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    schedule: Schedule = "cosine"
     validation: float = 0.1
     measured_images: int = 256
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     augment: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Refuse a choice that would have no effect."""
@@ -88,8 +96,9 @@ class Run:
             "test": len(self.data.test_labels),
         }
         recipe = asdict(self.recipe)
-        if not self.recipe.augment:
-            del recipe["augment"]  # records made before there was such a choice keep their names
+        for name in ("augment", "precision"):  # records from before such choices keep their names
+            if recipe[name] == getattr(Recipe, name):
+                del recipe[name]
         method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
         return {
             "method": method,

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
+from convsim.lab.arithmetic import ARITHMETIC
 from convsim.lab.checkpoints import (
     Bookkeeping,
     Progress,
@@ -28,6 +29,7 @@ from convsim.lab.checkpoints import (
     finished_epochs,
 )
 from convsim.lab.classifier import Classifier, accuracy, in_order
+from convsim.lab.doubts import warn_of_plain_relu
 from convsim.lab.files import locked
 from convsim.lab.models import build_model
 from convsim.lab.processes import Processes, processes
@@ -108,6 +110,7 @@ def _train(
 
     callbacks: list[Callback] = [bookkeeping]
     if method.regularizer is not None:
+        warn_of_plain_relu(model)
         callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
     classifier = Classifier(model, recipe, split.train_images)
     batches = _ShuffledBatches(len(split.train_labels), run, ours)
@@ -115,6 +118,7 @@ def _train(
     with _as_a_library():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto",
+            precision=ARITHMETIC[recipe.precision].lightning,
             devices=ours.on_node, num_nodes=ours.count // ours.on_node,
             use_distributed_sampler=False, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -141,7 +145,7 @@ def _train(
 
     record = {
         **run.record(_result(run, classifier, bookkeeping)),
-        "effective": _effective(trainer, classifier, callbacks),
+        "effective": _effective(trainer, classifier, callbacks) | bookkeeping.computed,
     }
     return classifier.model, record
 

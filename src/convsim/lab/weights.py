@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,48 @@ import torch
 from torch import Tensor, nn
 
 from convsim import strict_json
-from convsim.errors import DataError
+from convsim.errors import ConvsimWarning, DataError
 
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
+_RAW = ("state_dict", "model_state_dict", "model_state", "model", "net")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+_DEEPEST = 5
+"""How many wrappers and names one inside the other are looked through."""
 # What a few bytes of a pickle could fill any memory with. Tensors and plain values need neither.
 _HUNGRY = (b"\nbytearray\n", b"_codecs\nencode\n")
-_PREFIXES = ("", "module.", "model.", "_orig_mod.", "model._orig_mod.", "module.model.")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, entry: str | None = None) -> None:
     """Load a checkpoint into a model, in place.
 
     Args:
         model: The model.
         path: A ``.safetensors`` file, or a checkpoint of ``torch.save`` with tensors and plain
-            values alone: a state dict, or one under "state_dict", "model_state_dict", "model" or
-            "net". A prefix that DataParallel, Lightning or torch.compile put before every name is
-            dropped, and with it the entries that lack it.
+            values alone: a state dict, or one under a name that training loops use, such as
+            "state_dict", "model" or, of averaged weights, "state_dict_ema" and "ema". Prefixes that
+            DataParallel, Lightning and torch.compile put before every name are dropped, and with
+            them the entries that lack them. Counters of batches that old checkpoints lack stay.
+        entry: The name in the checkpoint whose weights are taken. If None, raw ones come before
+            averaged ones, and a warning says so where there are both.
 
     Raises:
-        DataError: If the file is missing, damaged or unreadable, would run code when loaded, or
-            holds other names, shapes or kinds of numbers than the model; the model is then as it
-            was.
+        DataError: If the file is missing, damaged or unreadable, would run code when loaded, has no
+            such entry, or holds other names, shapes or kinds of numbers than the model; the model
+            is then as it was.
     """
-    tensors = _read(path)
+    tensors = _read(path, entry)
     wanted = model.state_dict()
-    for prefix in _PREFIXES:
-        stripped = {
-            name.removeprefix(prefix): value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
+    counters = {name: n for name, n in wanted.items() if name.endswith("num_batches_tracked")}
+    for stripped in _without_wrappers(tensors):
+        # torch's own loading takes checkpoints from before there were counters, too.
+        stripped = counters | stripped  # noqa: PLW2901
         if stripped.keys() == wanted.keys():
             break
     else:
         missing, extra = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted.keys())
         raise DataError(
             f"{path} has other weights than the model: {_some(missing)} missing, {_some(extra)} "
-            "that the model has not. Give the model's own options, such as --classes or --width."
+            "unknown to the model. Give the model's own options, such as --classes or --width."
         )
     for name, value in wanted.items():
         if not _fits(stripped[name], value):
@@ -110,7 +115,20 @@ def _fits(value: Tensor, wanted: Tensor) -> bool:
     return plain and value.device.type == "cpu" and kinds[0] == kinds[1]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _without_wrappers(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the entries as they are, then those below each prefix of wrappers that there is."""
+    level = [tensors]
+    for _ in range(_DEEPEST):
+        yield from level
+        level = [
+            {name.removeprefix(wrapper): value for name, value in below}
+            for entries in level
+            for wrapper in _WRAPPERS
+            if (below := [item for item in entries.items() if item[0].startswith(wrapper)])
+        ]
+
+
+def _read(path: Path, entry: str | None) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"There is no weights file {str(path)!r}. Check the path.")
     try:
@@ -121,14 +139,43 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}). Copy it again, "
             "or save the state dict with safetensors.torch.save_file."
         ) from error
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
+    for _ in range(_DEEPEST):
+        if (inner := _inner(content, path, entry)) is None:
+            break
+        content, entry = inner, None
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise DataError(f"{path} holds no state dict: save model.state_dict().")
     return dict(content)
+
+
+def _inner(content: Any, path: Path, entry: str | None) -> Any:
+    """Return what a checkpoint holds under an entry's name, None if it is a state dict itself."""
+    nests = [
+        name
+        for name, value in (content.items() if isinstance(content, Mapping) else ())
+        if isinstance(value, Mapping) and isinstance(name, str)
+    ]
+    if entry is not None:
+        if entry not in nests:
+            raise DataError(
+                f"{path} has no weights under {entry!r}; what it has under a name is "
+                f"{_some(nests)}. Leave the name out, or give another."
+            )
+        return content[entry]
+    found = [name for name in (*_RAW, *_AVERAGED) if name in nests]
+    if not found:
+        return None
+    averaged = [name for name in found if name in _AVERAGED]
+    if averaged and averaged != found:
+        warnings.warn(
+            f"{path} has raw weights, under {found[0]!r}, and averaged ones, under "
+            f"{averaged[0]!r}; the raw ones are taken. For the others, give --entry {averaged[0]}.",
+            ConvsimWarning,
+            stacklevel=2,
+        )
+    return content[found[0]]
 
 
 def _some(names: list[str]) -> str:

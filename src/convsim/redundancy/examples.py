@@ -40,7 +40,8 @@ class ExampleImages:
         if self._shape in (None, images.shape[1:]):
             self._shape = images.shape[1:]
             shown = images[: max(0, self._wanted - self.drawn)]
-            self._pictures.append(image_pictures(shown))
+            if len(shown) or not self._pictures:
+                self._pictures.append(image_pictures(shown))
             self.taken = len(shown)
             self.drawn += self.taken
 

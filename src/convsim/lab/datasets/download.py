@@ -12,6 +12,8 @@ from convsim.errors import DataError, require
 from convsim.lab.terminal import progress_bar
 
 TIMEOUT_SECONDS = 30
+MAX_BYTES = 2**28
+"""What a download may have: the largest, CIFAR-10, has 170 MB."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ class _PoochBar:
         self._bar.update(self._task, total=value or None)
 
     def update(self, count: int) -> None:
+        """Count bytes that arrived; the checksum would tell only when all have."""
         self._bar.advance(self._task, count)
+        if self._bar.tasks[0].completed > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
 
     def reset(self) -> None:
         self._bar.update(self._task, completed=0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch import Tensor
 
@@ -26,7 +26,10 @@ MAX_SCANS = 100
 
 LAYOUT = "{train,test}/{class}/{image}, inside one top folder or none"
 _TEST_NAMES = ("test", "val", "validation")
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+_FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF",
+    ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
 # How a mode of PIL is read: as grey or as RGB. The modes left out have more than 8 bits.
 _GREY, _COLOUR = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
@@ -72,8 +75,9 @@ def decode_image_folder(entries: Iterable[Entry], *, name: str, where: Path) -> 
     """Decode every image of an ImageFolder layout.
 
     Classes are sorted by name, images by class and file name. All images must have one size.
-    They stay grey only if every one is grey; otherwise all become RGB, without transparency.
-    Hidden files, files that are no images, and folders outside the layout play no part.
+    They stay grey only if every one is grey; otherwise all become RGB, without transparency. Each
+    is turned as its EXIF tag says; of several frames, the first is taken. Hidden
+    files, files that are no images, and folders outside the layout play no part.
 
     Args:
         entries: The files and folders of the data set, in any order.
@@ -203,7 +207,8 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
             if image.format == "PNG":
                 image.verify()  # decoding looks at some of its checksums only
                 image = _open(content)  # noqa: PLW2901 - verifying uses it up
-            return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+            pixels = np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+            return _upright(pixels, image)
     # PIL's decoders let through many kinds of errors on bytes that are no image.
     except Exception as error:
         # Its own text for this one holds the address of an object.
@@ -212,6 +217,21 @@ def _decode(entry: Entry, where: Path) -> _Pixels:
             f"Every image must be a readable file of moderate size with 8 bits per channel: "
             f"{str(entry.name)!r} in {where} is not ({reason}). Replace it or take it out."
         ) from error
+
+
+def _upright(pixels: _Pixels, image: Image.Image) -> _Pixels:
+    """Turn and mirror pixels (H, W, …) as the image's EXIF tag says, and as viewers show it."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of many kinds; viewers show such an image as it is stored
+        return pixels
+    if orientation in (5, 6, 7, 8):  # rows and columns change places
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _open(content: bytes) -> Image.Image:

@@ -111,7 +111,8 @@ def load_dataset(
     """Load a data set by name, or from a folder or tar archive of images.
 
     A path has the layout {train,test}/{class}/{image}, optionally inside one top folder; "test"
-    may be called "val" or "validation". Images are .jpg, .jpeg, .png, .bmp or .webp, of one size.
+    may be called "val" or "validation". Images are JPEG, PNG, BMP, WebP, GIF (of which the first
+    frame is taken) or TIFF, of one size when they are turned as their EXIF tags say.
     Decoding happens once: the result is kept under ``root``, together with what is downloaded.
     Pixels of a JPEG, and so the fingerprint, can depend on the version of Pillow that decoded it.
 
