@@ -65,6 +65,11 @@ def test_counts_are_rounded_to_multiples_and_never_to_none():
     assert allocate(errors, quadratic(16, 1), 0, multiple_of=[1]) == [1]
 
 
+def test_no_count_falls_below_its_multiple_while_another_can_fall_to_one():
+    cheap, dear = torch.linspace(0.1, 0, 5), torch.linspace(9, 0, 9)
+    assert allocate([cheap, dear], quadratic(8, 2), 9, multiple_of=[4, 4]) == [4, 4]
+
+
 def test_the_cost_of_a_module_outside_all_groups_is_fixed():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
     groups, _ = channel_groups(model.eval(), torch.randn(2, 3, 9, 9))

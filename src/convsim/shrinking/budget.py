@@ -128,7 +128,8 @@ def allocate(
         errors: For each group the error with 0, 1, … of its units kept.
         cost: What is to be saved.
         most: The cost to come down to.
-        multiple_of: For each group, what its number of units should be a multiple of.
+        multiple_of: For each group, what its number of units should be a multiple of; less is kept
+            where `most` cannot be reached otherwise.
 
     Returns:
         How many units are kept of each group, at least one; the least possible where `most` cannot
@@ -148,7 +149,8 @@ def allocate(
         possible = [group for group, (_, to) in steps.items() if to < kept[group]]
         if not possible:
             break
-        best = min(possible, key=lambda group: steps[group][0])
+        whole = [group for group in possible if steps[group][1] % multiple_of[group] == 0]
+        best = min(whole or possible, key=lambda group: steps[group][0])
         left -= parts[best].at(kept)
         kept[best] = steps[best][1]
         left += parts[best].at(kept)
