@@ -26,11 +26,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from cases import CASES, LAYERS
 from rivals import RIVALS, by_autograd, direct_sum
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from cases import CASES, LAYERS
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer
 from convsim.lab.models import build_model
 from convsim.lab.records import append_record, environment, read_records

@@ -11,8 +11,9 @@ from torch import nn
 from convsim.lab.models import build_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from cases import CASES
 from rivals import RIVALS, by_autograd
+
+from cases import CASES
 
 __all__ = ["NETWORKS", "RIVALS", "WEIGHTS", "by_autograd", "small_classifier"]
 
