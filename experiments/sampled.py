@@ -7,8 +7,9 @@ from convsim.lab.records import Record, read_records
 from convsim.lab.summary import Estimate
 from convsim.lab.tables import markdown_table
 
-HEAD = ("set-up", "none", "windows", "sampled maps", "sampled − windows", "seeds won")
-ARMS = ("none", "data-aware", "maps")
+HEAD = ("set-up", "windows", "sampled maps", "sampled − windows", "seeds won")
+SET_UPS = {"relu": "10 (ReLU)", "elu": "17 (ELU)"}
+ARMS = ("data-aware", "maps")
 
 
 def scores(records: list[Record]) -> dict[int, float]:
@@ -43,9 +44,9 @@ def main() -> None:
             method: scores(read_records(results / f"{activation}-{method}" / "records.jsonl"))
             for method in ARMS
         }
-        for activation in ("relu", "elu")
+        for activation in SET_UPS
     }
-    rows = [row(f"10, {name}", [arm]) for name, arm in arms.items() if arm["maps"]]
+    rows = [row(SET_UPS[name], [arm]) for name, arm in arms.items() if arm["maps"]]
     rows.append(row("both", [arm for arm in arms.values() if arm["maps"]]))
     text = markdown_table(HEAD, rows)
     (results / "table.md").write_text(text, encoding="utf-8")
