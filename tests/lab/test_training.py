@@ -46,7 +46,7 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "crossed@auto", "maps:0.5"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -237,6 +237,18 @@ def test_similarity_is_measured_on_all_classes_of_a_set_sorted_by_class(digits):
     )
 
 
+def test_a_coefficient_falls_to_zero_over_its_share_of_the_steps(digits):
+    recipe = replace(TINY, epochs=4)
+    for name in ("maps", "crossed"):
+        _, record = train(Run(parse_method(f"{name}@2:0.5"), 0, recipe, digits, test=False))
+        first, second, *rest = record["result"]["penalty"]
+        _, kept = train(Run(parse_method(f"{name}@2"), 0, recipe, digits, test=False))
+        assert 0 < second < first < kept["result"]["penalty"][0]
+        assert rest == [0, 0]
+        assert record["configuration"]["method"]["falls"] == 0.5
+        assert "falls" not in kept["configuration"]["method"]  # records from before keep their keys
+
+
 def test_the_penalty_is_lowered_and_methods_differ(digits):
     none, _ = train(Run(METHODS["none"], 0, TINY, digits))
     strong, record = train(Run(parse_method("recommended@30"), 0, TINY, digits))
@@ -346,7 +358,9 @@ def test_an_option_without_effect_is_refused():
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
-        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
+        ("none:0.5", "'none' takes no coefficient"),
+        ("recommended@1:0", "must be above 0 and at most 1"),
+        ("recommended:half", "must be above 0 and at most 1"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],

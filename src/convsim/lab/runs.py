@@ -101,6 +101,8 @@ class Run:
             if recipe[name] == getattr(Recipe, name):
                 del recipe[name]
         method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
+        if method["falls"] is None:
+            del method["falls"]
         return {
             "method": method,
             "seed": self.seed,

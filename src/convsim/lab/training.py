@@ -109,11 +109,17 @@ def _train(
         bookkeeping.initialization_seconds = time.perf_counter() - started
 
     callbacks: list[Callback] = [bookkeeping]
+    batches = _ShuffledBatches(len(split.train_labels), run, ours)
     if method.regularizer is not None:
         warn_of_plain_relu(model)
-        callbacks.append(RegularizerCallback(method.regularizer, coefficient=method.coefficient))
+        steps = recipe.epochs * len(batches)
+        falls = None if method.falls is None else max(1, round(method.falls * steps))
+        callbacks.append(
+            RegularizerCallback(
+                method.regularizer, coefficient=method.coefficient, decay_steps=falls
+            )
+        )
     classifier = Classifier(model, recipe, split.train_images)
-    batches = _ShuffledBatches(len(split.train_labels), run, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _as_a_library():
         trainer = Trainer(
@@ -156,7 +162,12 @@ def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Recor
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
         "train_loss": [scores["train_loss"] for scores in curve],
-        "penalty": [scores["convsim/penalty"] for scores in curve if "convsim/penalty" in scores],
+        "penalty": [
+            value
+            for scores in curve
+            for name, value in scores.items()
+            if name.startswith("convsim/")
+        ],
         "seconds": sum(scores["seconds"] for scores in curve),
         "initialization_seconds": bookkeeping.initialization_seconds,
     }
