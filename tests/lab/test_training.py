@@ -336,7 +336,8 @@ def test_an_annealed_rate_falls_within_an_epoch_and_resumes_there(digits, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "name"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")]
+    ("optimizer", "name"),
+    [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW"), ("muon", "KernelMuon")],
 )
 def test_the_optimizer_is_the_one_asked_for(digits, optimizer, name):
     recipe = Recipe(width=2, epochs=1, optimizer=optimizer, lr=0.01, weight_decay=0.1)

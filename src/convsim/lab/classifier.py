@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from convsim.errors import NonFiniteError
 from convsim.lab.arithmetic import ARITHMETIC
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import pixel_statistics
+from convsim.lab.muon import KernelMuon
 from convsim.lab.runs import Recipe
 
 
@@ -65,12 +65,14 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the recipe's optimizer with its schedule, stepped every epoch or every step."""
         r = self.recipe
-        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-            "sgd": partial(torch.optim.SGD, momentum=r.momentum),
-            "adam": torch.optim.Adam,
-            "adamw": torch.optim.AdamW,
+        given: dict[str, Any] = {"lr": r.lr, "weight_decay": r.weight_decay}
+        kinds: dict[str, Callable[[], torch.optim.Optimizer]] = {
+            "sgd": lambda: torch.optim.SGD(self.parameters(), momentum=r.momentum, **given),
+            "adam": lambda: torch.optim.Adam(self.parameters(), **given),
+            "adamw": lambda: torch.optim.AdamW(self.parameters(), **given),
+            "muon": lambda: KernelMuon(self.model, momentum=r.momentum, **given),
         }
-        optimizer = kinds[r.optimizer](self.parameters(), lr=r.lr, weight_decay=r.weight_decay)
+        optimizer = kinds[r.optimizer]()
         schedulers = torch.optim.lr_scheduler
         scheduler: dict[str, Callable[[], Any]] = {
             "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),

@@ -13,7 +13,7 @@ from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
 
 Schedule = Literal["cosine", "annealed", "constant", "steps"]
-Optimizer = Literal["sgd", "adam", "adamw"]
+Optimizer = Literal["sgd", "adam", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe:
         epochs: Passes over the training part.
         batch_size: Images per step.
         lr: The learning rate at the start.
-        momentum: SGD's momentum; the other optimizers have none.
+        momentum: SGD's momentum, also beside Muon; Adam has none.
         weight_decay: The optimizer's weight decay.
         schedule: "cosine" (to zero over the epochs, one value an epoch), "annealed" (the same, but
             from step to step, as short schedules need), "constant", or "steps" (a tenth after half
@@ -36,7 +36,8 @@ class Recipe:
         validation: The share of the training part that is held out and scored after every epoch.
         measured_images: How many test images feature-map similarity is measured on, drawn class by
             class.
-        optimizer: "sgd", "adam" or "adamw", the latter two with torch's own other settings.
+        optimizer: "sgd"; "adam" or "adamw", with torch's own other settings; or "muon", for kernels
+            of convolutions, with SGD for the rest (see `convsim.lab.muon`).
         augment: Whether training images are cropped and mirrored at random.
         precision: "float32", "float32-channels-last", or "bf16": float32 weights whose products are
             of bfloat16, with channels last. Final scores and similarity are of float32 in each.
@@ -63,7 +64,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse a choice that would have no effect."""
-        if self.optimizer != "sgd" and self.momentum != type(self).momentum:
+        if self.optimizer not in ("sgd", "muon") and self.momentum != type(self).momentum:
             raise ConvsimError(
                 f"momentum is SGD's: {self.optimizer} has none, and was given {self.momentum:g}. "
                 "Leave it out, or take sgd."
