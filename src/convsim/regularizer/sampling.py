@@ -11,6 +11,7 @@ Shape suffixes: N images, M maps, S samples.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -107,7 +108,8 @@ class _Meeting(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_NMx: Tensor | None) -> tuple[Tensor | None, None]:
-        return ctx.arrival.join(gradient_NMx), None
+        held = None if gradient_NMx is None else _holders(gradient_NMx)
+        return ctx.arrival.join(gradient_NMx, held), None
 
 
 class Balance:
@@ -171,8 +173,13 @@ class Arrival:
             self._waiting_SM = waiting_SM + gradient_SM
         return None
 
-    def join(self, gradient_NMx: Tensor | None) -> Tensor | None:
-        """Add what waits to a gradient, which is None where the loss does not reach the maps."""
+    def join(self, gradient_NMx: Tensor | None, held: _Holders | None) -> Tensor | None:
+        """Add what waits to a gradient, which is None where the loss does not reach the maps.
+
+        Args:
+            gradient_NMx: The gradient of the maps.
+            held: Who holds it.
+        """
         self.when_passed()
         own_SM, self._waiting_SM = self._waiting_SM, None
         if own_SM is None:
@@ -183,56 +190,51 @@ class Arrival:
             return gradient_NMx
         if gradient_NMx is None:
             gradient_NMx = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
-        elif not _is_nobody_elses(gradient_NMx):
+        elif held != _holders_of_one_alone() or 0 in gradient_NMx.stride():
             gradient_NMx = gradient_NMx.clone()
         _add_(gradient_NMx, self._places, own_SM.to(gradient_NMx.dtype))
         return gradient_NMx
 
 
-def _is_nobody_elses(gradient: Tensor) -> bool:
-    """Tell whether a gradient can be written to: autograd may hand one tensor to two layers.
+class _Holders(NamedTuple):
+    """How many hold a gradient, so as to tell whether it can be written to.
 
-    A residual sum does so, and views (of a concatenation, of an expanded scalar) share memory.
+    Autograd may hand one tensor to two layers, as at a residual sum; views share memory; and a hook
+    may have kept it.
     """
-    if 0 in gradient.stride() or type(gradient) is not Tensor:
-        return False
-    alone = _references_of_one_alone()
-    return alone is not None and _references(gradient) == alone
+
+    by_name: int
+    as_tensor: int
+    its_memory: int
 
 
-def _references(tensor: Tensor) -> tuple[int, int]:
-    """Count who holds a tensor, and who its memory."""
-    own: Any = tensor
-    storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-    return own._use_count(), storage
+def _holders(gradient: Tensor) -> _Holders | None:
+    """Count them; None if torch cannot, or for a subclass, which may hold others."""
+    own: Any = gradient
+    if type(gradient) is not Tensor or not hasattr(own, "_use_count"):
+        return None
+    memory = torch._C._storage_Use_Count(gradient.untyped_storage()._cdata)
+    return _Holders(sys.getrefcount(gradient), own._use_count(), memory)
 
 
 @cache
-def _references_of_one_alone() -> tuple[int, int] | None:
-    """Count them for a gradient that autograd has made for one node alone; None if torch cannot."""
-    try:
-        with torch.enable_grad(), torch.inference_mode(False):
-            leaf = torch.ones(2, device="cpu", requires_grad=True)
-            counted: list[tuple[int, int]] = []
-            (_Count.apply(leaf * 2, counted) * leaf).sum().backward()  # type: ignore[no-untyped-call]
-    except AttributeError:
-        return None
-    return counted[0]
+def _holders_of_one_alone() -> _Holders:
+    """Count them for a gradient that autograd has made for one node alone."""
+    counter = _Counter()
+    with torch.enable_grad(), torch.inference_mode(False):
+        leaf = torch.ones(2, device="cpu", requires_grad=True)
+        (_Meeting.apply(leaf * 2, counter) * leaf).sum().backward()  # type: ignore[no-untyped-call]
+    return counter.held or _Holders(-1, -1, -1)
 
 
-class _Count(torch.autograd.Function):
-    """Count the references to the gradient that arrives."""
+class _Counter:
+    """Keep how many hold a gradient, where an `Arrival` would add to it."""
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, counted: list[tuple[int, int]]) -> Tensor:
-        ctx.mark_dirty(values)
-        ctx.counted = counted
-        return values
+    held: _Holders | None = None
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.counted.append(_references(gradient))
-        return gradient, None
+    def join(self, gradient: Tensor, held: _Holders | None) -> Tensor:
+        self.held = held
+        return gradient
 
 
 @kept(256)
