@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer, is_convolution
+from convsim.kernels.layer import takes_gradients
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
 from convsim.precision import at_least_float32, full_precision
@@ -96,7 +97,7 @@ class Samples:
                 runs.clear()
             asked[0] = False
             own = runs.setdefault(name, [])
-            if not any(parameter.requires_grad for parameter in module.parameters()):
+            if not any(map(takes_gradients, module.parameters())):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
