@@ -1,5 +1,7 @@
 """Every framework's loop takes the same ten steps as the plain one."""
 
+from itertools import product
+
 import loops
 import pytest
 import torch
@@ -11,14 +13,17 @@ from convsim.penalties import CosineOrthogonality
 from convsim.regularizer.optimizer_hooks import grad_scale
 
 LOOPS = [
-    loops.attached, loops.attached_fused, loops.attached_with_closure, loops.in_the_loss,
-    loops.fabric, loops.accelerate, loops.lightning, loops.hugging_face,
+    loops.attached, loops.attached_to_the_model, loops.attached_fused,
+    loops.attached_with_closure, loops.in_the_loss, loops.fabric, loops.accelerate,
+    loops.lightning, loops.hugging_face,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("penalty", ["recommended", "crossed"])
+@pytest.mark.parametrize(
+    ("loop", "penalty"),
+    [*product(LOOPS, ["recommended", "crossed"]), (loops.entering, "recommended")],
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("loop", LOOPS)
 def test_the_same_ten_steps(tmp_path, monkeypatch, capsys, loop, accumulate, penalty):
     monkeypatch.chdir(tmp_path)
     setting = Setting(penalty, accumulate)
@@ -26,7 +31,14 @@ def test_the_same_ten_steps(tmp_path, monkeypatch, capsys, loop, accumulate, pen
     assert distance(trained(loop, setting), expected) <= 1e-6
     without = [parameter.detach().double() for parameter in Network().parameters()]
     assert distance(without, expected) > 0.1
-    assert loop is not loops.hugging_face or "'convsim_penalty': " in capsys.readouterr().out
+    assert loop is not loops.hugging_face or f"'convsim/{penalty}': " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_plain_loop_is_what_autograd_makes_of_the_formula(accumulate):
+    setting = Setting(accumulate=accumulate)
+    actual = trained(loops.plain, setting, loops.DoubleNetwork)
+    assert distance(actual, trained(loops.written_out, setting, loops.DoubleNetwork)) <= 1e-12
 
 
 @pytest.mark.parametrize("loop", [loops.attached, loops.attached_fused])
@@ -143,8 +155,7 @@ def test_an_inductor_graph_keeps_what_layers_read():
         regularizer, optimizer = Regularizer(model), loops.optimizer_of(model)
         run = torch.compile(model, fullgraph=True)
         for images, labels in loops.loader(setting):
-            run(images, labels)["loss"].backward()
-            regularizer.backward_()
+            (run(images, labels)["loss"] + regularizer()).backward()
             optimizer.step()
             optimizer.zero_grad()
 

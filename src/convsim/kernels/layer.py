@@ -42,6 +42,9 @@ class ConvLayer:
     @property
     def trains(self) -> bool:
         """Whether the weight, or something that it is computed from, requires a gradient."""
+        own = self.module._parameters.get("weight")
+        if own is not None and own.requires_grad:  # spares reading it
+            return True
         return any(map(takes_gradients, self.parameters()))
 
     def parameters(self) -> list[nn.Parameter]:

@@ -181,12 +181,14 @@ def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str,
     ]
 
 
-def _require_maps(name: str, module: nn.Module, output: object) -> Tensor:
+def _require_maps(name: str, module: nn.Module, output: Any) -> Tensor:
     spatial = len(module.kernel_size)  # type: ignore[arg-type]
+    if is_sharded(output) and all(placed.is_replicate() for placed in output.placements):
+        output = output.to_local()
     if not isinstance(output, Tensor) or not output.is_floating_point() or is_sharded(output):
-        found = getattr(output, "dtype", "") if type(output) is Tensor else ""
+        dtype = f" of {output.dtype}" if type(output) is Tensor else ""
         raise ConvsimError(
-            f"Layer {name!r} ({type(module).__name__}) put out a {type(output).__name__} {found}; "
+            f"Layer {name!r} ({type(module).__name__}) put out a {type(output).__name__}{dtype}; "
             "a penalty on feature maps takes a whole tensor (N, maps, …) of real floating point. "
             "Leave it out with layers=…."
         )
