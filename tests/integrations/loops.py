@@ -77,6 +77,20 @@ class DoubleNetwork(Network):
         return {"loss": self.criterion(self.layers(images.double()), labels)}
 
 
+class UnfreezingNetwork(Network):
+    """Its first layer is frozen until the fifth batch, as fine-tuning schedules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[0].requires_grad_(False)
+        self.batches = 0
+
+    def forward(self, images, labels):
+        self.batches += 1
+        self.layers[0].requires_grad_(self.batches >= 5)
+        return super().forward(images, labels)
+
+
 def examples(accumulate):
     generator = torch.Generator().manual_seed(1)
     count = accumulate * STEPS * BATCH
@@ -117,7 +131,11 @@ def written_out(model, setting):
     optimizer, maps = optimizer_of(model), []
     convolutions = [layer for layer in model.layers if isinstance(layer, nn.Conv2d)]
     for layer in convolutions:
-        layer.register_forward_hook(lambda layer, inputs, output: maps.append(output))
+        layer.register_forward_hook(
+            lambda layer, inputs, output: (
+                maps.append(output) if layer.weight.requires_grad else None
+            )
+        )
     for i, (images, labels) in enumerate(loader(setting), 1):
         loss = model(images, labels)["loss"]
         for of_layer in maps:
@@ -229,7 +247,7 @@ def accelerate(model, setting):
             optimizer.zero_grad()
 
 
-def lightning(model, setting, callback=None):
+def lightning(model, setting, callbacks=None):
     class Module(LightningModule):
         def __init__(self):
             super().__init__()
@@ -244,12 +262,13 @@ def lightning(model, setting, callback=None):
     precision = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     trainer = Trainer(
         max_steps=STEPS, accumulate_grad_batches=setting.accumulate, accelerator="cpu",
-        callbacks=[callback or RegularizerCallback(setting.penalty)],
+        callbacks=callbacks or [RegularizerCallback(setting.penalty)],
         precision=precision[setting.precision],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         logger=False,
     )  # fmt: skip
     trainer.fit(Module(), loader(setting))
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
 def hugging_face_trainer(model, setting, base=(), callbacks=(), **options):

@@ -35,7 +35,7 @@ def add_to_losses(module: nn.Module, addend: Addend) -> RemovableHandle:
         raise ConvsimError(
             f"{type(module).__name__} returned a {type(output).__name__} without a loss that the "
             "penalty could be added to. Attach the regularizer to the criterion, or use "
-            "loss + regularizer()."
+            "loss + regularizer(), in Hugging Face's Trainer by RegularizerTrainerMixin."
         )
 
     return module.register_forward_hook(hook, with_kwargs=True)
@@ -45,6 +45,7 @@ def _sum(module: nn.Module, loss: Tensor, added: Tensor) -> Tensor:
     if loss.numel() != 1:
         raise ConvsimError(
             f"{type(module).__name__} returned a tensor of shape {tuple(loss.shape)}; the penalty "
-            "is added to a loss of one number. Use a reduction, or loss + regularizer()."
+            "is added to a loss of one number. Use a reduction, or loss + regularizer(), in "
+            "Hugging Face's Trainer by RegularizerTrainerMixin."
         )
     return loss + added.to(loss) if loss.requires_grad else loss

@@ -133,6 +133,7 @@ class Regularizer:
                 "regularizer() does not know for a penalty on kernels. Use loss.backward(); "
                 "regularizer.backward_()."
             )
+        self._settle(together=True)
         values = list(self._values(self.acting).values())
         if not values:
             return self._nothing()
@@ -232,6 +233,7 @@ class Regularizer:
         """
         if self._samples is None:
             raise ConvsimError(f"{self.penalty} takes kernels: use backward_().")
+        self._settle(together=True)
         self._require_same_layers()
         coefficient = self.coefficient
         factor = self._layer_factor() * scale * (1 if self._coefficient.pending else coefficient)
@@ -348,6 +350,7 @@ class Regularizer:
 
     def step(self) -> None:
         """Advance the coefficient's schedule by one."""
+        self._settle(together=True)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -370,9 +373,13 @@ class Regularizer:
         self._coefficient.resume(found)
         self._balance.pending = self._coefficient.pending
 
-    def _settle(self) -> None:
-        """Find the coefficient of a penalty on maps from the gradients of the last backward."""
-        if self._balance.pending and self._balance.weighed:
+    def _settle(self, *, together: bool = False) -> None:
+        """Find the coefficient of a penalty on maps from the gradients of the last backward.
+
+        With several ranks only where all of them ask: one that looks must not wait for the others.
+        """
+        ready = self._balance.pending and self._balance.weighed
+        if ready and (together or not self._balance.shared):
             self._coefficient.find(*self._balance.lengths())
             self._balance.forget()
             self._balance.pending = self._coefficient.pending

@@ -132,6 +132,11 @@ class Balance:
         """Whether there is anything to compare."""
         return bool(self._squares)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks weigh too, and have to be asked."""
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
     def weigh(self, loss: Tensor, penalty: Tensor) -> None:
         """Add the gradients at one layer's maps."""
         exact = exact_dtype(loss.device)
@@ -142,7 +147,7 @@ class Balance:
         """Return the two lengths, over all ranks."""
         device = self._squares[0][0].device
         sums = torch.stack([torch.stack(pair).to(device) for pair in self._squares]).sum(0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.shared:
             torch.distributed.all_reduce(sums)
         loss, penalty = sums.sqrt().tolist()
         return loss, penalty
