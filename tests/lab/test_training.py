@@ -327,7 +327,6 @@ def test_an_option_without_effect_is_refused():
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
-        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],
