@@ -277,7 +277,7 @@ class Regularizer:
                 or the penalty is on feature maps, which an optimizer comes too late for.
         """
         if isinstance(target, nn.Module):
-            handles = [add_to_losses(target, self._of_new_maps)]
+            handles = [add_to_losses(target, lambda _: self.of_new_maps())]
         elif self._samples is not None:
             raise ConvsimError(
                 f"{self.penalty} acts on feature maps, and an optimizer comes after their backward "
@@ -294,7 +294,7 @@ class Regularizer:
         self._handles, self._adds_itself = handles, optimizer is target
         return self
 
-    def _of_new_maps(self, _: object) -> Tensor | None:
+    def of_new_maps(self) -> Tensor | None:
         """Compute the penalty, None where maps are asked for that the layers did not put out."""
         if self._samples is None or self._samples.fresh:
             return self()
