@@ -209,18 +209,6 @@ def in_the_loss(model, setting):
             optimizer.zero_grad()
 
 
-def entering(model, setting):
-    """The loss is left as it is, as in frameworks that call before a backward pass."""
-    regularizer, optimizer = Regularizer(model, setting.penalty), optimizer_of(model)
-    for i, (images, labels) in enumerate(loader(setting), 1):
-        loss = model(images, labels)["loss"] / setting.accumulate
-        regularizer.enter_backward_(1 / setting.accumulate)
-        loss.backward()
-        if i % setting.accumulate == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-
-
 def fabric(model, setting):
     launcher = Fabric(accelerator="cpu")
     wrapped, optimizer = launcher.setup(model, optimizer_of(model))

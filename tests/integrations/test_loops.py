@@ -22,7 +22,7 @@ LOOPS = [
 
 @pytest.mark.parametrize(
     ("loop", "penalty"),
-    [*product(LOOPS, ["recommended", "crossed"]), (loops.entering, "recommended")],
+    [*product(LOOPS, ["recommended", "crossed"])],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_same_ten_steps(tmp_path, monkeypatch, capsys, loop, accumulate, penalty):

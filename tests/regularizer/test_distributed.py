@@ -74,7 +74,7 @@ class Case:
     Args:
         wrap: How the model is spread over ranks, a name in `WRAPS`.
         route: How the penalty comes in: "backward_", for one on kernels; and for one on feature
-            maps "loss", "criterion" (attached to it) or "entering".
+            maps "loss", or "criterion" (attached to it).
         own_images: Whether every rank sees its own part of a batch; otherwise all see it all.
     """
 
@@ -121,8 +121,6 @@ class Case:
                     scale = self.scale / self.accumulate / alone_for
                     if self.route == "loss":
                         loss = loss + regularizer()
-                    if self.route == "entering":
-                        regularizer.enter_backward_(scale)
                     (scale * loss).backward()
             if self.route == "backward_":
                 regularizer.backward_(self.scale)
@@ -169,7 +167,7 @@ CASES = {
         Case("DDP", "recommended"),
         Case("DDP", "recommended", dtype=torch.float32),
         Case("DDP", "recommended", route="criterion", accumulate=2),
-        Case("DDP", "recommended", route="entering", scale=1024.0),
+        Case("DDP", "recommended", route="loss", scale=1024.0),
         Case("DDP", "recommended", own_images=False, coefficient="auto"),
         Case("DDP", "decov", coefficient=1.0),
         Case("FSDP2", "crossed"),
@@ -183,7 +181,7 @@ CASES = {
         Case("FSDP2", "recommended", accumulate=2),
         Case("FSDP2", "recommended", dtype=torch.float32),
         Case("FSDP2", "recommended", route="criterion", scale=1024.0),
-        Case("FSDP2", "recommended", route="entering", accumulate=2),
+        Case("FSDP2", "recommended", route="loss", accumulate=2),
         Case("FSDP2", "recommended", own_images=False, coefficient="auto"),
         Case("FSDP2 at the root", "crossed", route="loss"),
         Case("FSDP2 at the root", "recommended"),

@@ -216,31 +216,6 @@ class Regularizer:
         )
         return self._reduced(values) * self.coefficient
 
-    def enter_backward_(self, scale: float = 1.0) -> Tensor:
-        """Have coefficient · scale · gradient of a penalty on maps join the next backward pass.
-
-        For frameworks that call before a loss' backward and want the loss left as it is. Of one
-        forward pass the first call counts.
-
-        Args:
-            scale: What the loss is multiplied by, as by a GradScaler or an accumulation.
-
-        Returns:
-            coefficient · penalty, detached.
-
-        Raises:
-            ConvsimError: If the penalty is on kernels, or the maps come from torch.compile.
-        """
-        if self._samples is None:
-            raise ConvsimError(f"{self.penalty} takes kernels: use backward_().")
-        self._settle(together=True)
-        self._require_same_layers()
-        coefficient = self.coefficient
-        factor = self._layer_factor() * scale * (1 if self._coefficient.pending else coefficient)
-        names = {layer.name for layer in self.acting}
-        found = self._samples.enter_backward_(names, factor)
-        return self._reduced([*found.values()]) * coefficient if found else self._nothing()
-
     def attach(
         self,
         target: nn.Module | torch.optim.Optimizer,
@@ -255,9 +230,9 @@ class Regularizer:
 
         To an optimizer, for a penalty on kernels: the gradient is added before every step. It comes
         last: after accumulation, a GradScaler's unscaling (and not in steps that it skips) and
-        clipping, of which it is no part; where torch's optimizers add their weight decay too, and
-        A closure given to ``step`` is followed each time it is called,
-        and its loss has the penalty added.
+        clipping, of which it is no part, where torch's optimizers add their weight decay too. A
+        closure given to ``step`` is followed each time it is called, and its loss has the penalty
+        added.
 
         Attaching again moves the regularizer; another of the same penalty on the same layers takes
         its place.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from convsim.kernels import ConvLayer, is_convolution
 from convsim.kernels.layer import takes_gradients
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
-from convsim.precision import at_least_float32, full_precision
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Arrival, Balance, sample_maps
 
@@ -143,27 +142,6 @@ class Samples:
     def fresh(self) -> bool:
         """Whether there are maps whose backward pass is still to come."""
         return any(not run.over for own in self._runs.values() for run in own)
-
-    @torch.no_grad()
-    def enter_backward_(self, names: Container[str], factor: float) -> dict[str, Tensor]:
-        """Have factor · gradient of the layers' penalties added in the backward pass to come.
-
-        No graph is made of it. Samples that torch.compile has taken have one, and are left out.
-
-        Returns:
-            Each layer's penalty, detached.
-        """
-        self._asked[0] = True
-        values: dict[str, Tensor] = {}
-        for name, own in self._runs.items():
-            runs = [run for run in own if run.arrival is not None and not run.over]
-            for run in runs if name in names else ():
-                samples_1SM = at_least_float32(run.samples.detach()[None])
-                with full_precision(samples_1SM):
-                    (value,), (own_SM,) = self._penalty.value_and_gradient(samples_1SM)
-                run.arrival.wait_for(own_SM * (factor / len(runs)))  # type: ignore[union-attr]
-                values[name] = values.get(name, 0) + value / len(runs)
-        return values
 
     def forget(self) -> None:
         """Drop what is kept."""
