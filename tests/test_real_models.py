@@ -56,7 +56,7 @@ def test_both_routes_agree(name):
 @pytest.mark.usefixtures("vision")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "torchvision:googlenet"])
 def test_steps_lower_the_correlation_of_maps(name):
-    """Not so GoogLeNet's: as earlier layers move, later ones read other maps, and its mean rises."""
+    """Not so GoogLeNet, whose mean rises as later layers read what earlier ones now put out."""
     model = build_model(name, classes=10)
     regularizer = convsim.Regularizer(model, coefficient=1.0)
     images = nn.functional.interpolate(torch.randn(8, 3, 8, 8), size=64, mode="bilinear")

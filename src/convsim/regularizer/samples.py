@@ -85,7 +85,6 @@ class Samples:
         balance: Balance,
     ) -> None:
         self.modules = tuple(modules)
-        self._penalty = penalty
         self._runs: dict[str, list[_Run]] = {}
         self._asked = [False]
         runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
