@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsim.shrinking.calibration import device_of
 from convsim.shrinking.changes import Before, FoldedMap, LayerChange
 from convsim.shrinking.consumers import Consumer
 from convsim.shrinking.report import ShrinkReport
-from convsim.shrinking.survey import Survey
-from convsim.shrinking.verification import outputs
+from convsim.shrinking.road import Road
+from convsim.shrinking.survey import Survey, as_rows
 
 _INTO = 3
 """How many kept maps are named for one that is gone."""
-_COMPARED = 512
-"""On how many images, at least, the outputs of the two networks are compared."""
 
 
 def summarize(
@@ -27,9 +24,18 @@ def summarize(
     small: nn.Module,
     found: Survey,
     kept: Sequence[Sequence[int]],
-    inputs: Sequence[Tensor],
+    road: Road,
 ) -> ShrinkReport:
-    """Put together what shrinking did; both networks are in ``eval()`` mode."""
+    """Put together what shrinking did; both networks are in ``eval()`` mode.
+
+    Args:
+        original: The whole network.
+        small: The smaller one.
+        found: What was found in the whole one.
+        kept: The channels kept of each group.
+        road: How far the smaller one has come with each batch.
+    """
+    got = [as_rows(road.finish(number)) for number in range(len(found.outputs))]
     reasons = {one.layer: one.reason for one in found.left}
     errors: dict[str, float] = {}
     folded: dict[str, tuple[FoldedMap, ...]] = {}
@@ -54,7 +60,7 @@ def summarize(
         macs=Before(
             sum(layer.macs.before for layer in layers), sum(layer.macs.after for layer in layers)
         ),
-        output_error=_output_error(original, small, inputs),
+        output_error=_output_error(found.outputs, got),
         layers=tuple(layers),
     )
 
@@ -99,24 +105,11 @@ def _folded(consumer: Consumer, kept: Sequence[int]) -> tuple[FoldedMap, ...]:
     return tuple(maps)
 
 
-def _output_error(original: nn.Module, small: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Compare the networks' outputs on the first images."""
-    images = 0
-    wanted: list[Tensor] = []
-    got: list[Tensor] = []
-    with torch.no_grad():
-        for batch in inputs:
-            batch_here = batch.to(device_of(original))
-            for model, rows in ((original, wanted), (small, got)):
-                rows.append(
-                    torch.cat([x.double().flatten(1).cpu() for x in outputs(model, batch_here)], 1)
-                )
-            images += len(batch)
-            if images >= _COMPARED:
-                break
+def _output_error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """Compare a network's outputs on the first images with what they should be."""
     if len({rows.shape[1] for rows in wanted}) > 1:  # images of several sizes
         wanted, got = [x.flatten()[:, None] for x in wanted], [x.flatten()[:, None] for x in got]
-    want, have = torch.cat(wanted), torch.cat(got)
+    want, have = torch.cat([*wanted]).double(), torch.cat([*got]).double()
     variance = float((want - want.mean(0)).square().mean())
     error = float((want - have).square().mean())
     return error / variance if variance else (0.0 if not error else math.nan)
