@@ -201,7 +201,7 @@ def table(records: list[dict[str, Any]]) -> str:
         "`shrink_architectures.py`. Error: of the outputs' variance, on those images. Whole:",
         "layers whose channels all stayed, the head left out.",
         "",
-        "| network | family | parameters | multiplications | error | fit | onnxruntime | whole | s |",
+        "| network | family | parameters | multiplications | error | fit | ONNX | whole | s |",
         "|---|---|---:|---:|---:|---|---|---:|---:|",
     ]
     for one in records:
