@@ -46,7 +46,7 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended", "recommended@auto"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -59,7 +59,7 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
         assert resumed_record["result"][entry] == record["result"][entry]
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
 @pytest.mark.parametrize("step", [1, 4])
 def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypatch, method, step):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -346,7 +346,6 @@ def test_an_option_without_effect_is_refused():
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
-        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],
