@@ -19,7 +19,7 @@ from convsim.lab.records import read_records
 from convsim.lab.runs import Optimizer, Recipe, Run
 from convsim.lab.summary import reported
 
-RATES = {"sgd": (0.2, 0.1, 0.4)}
+RATES = {"sgd": (0.2, 0.1, 0.4), "muon": (0.05, 0.02, 0.1)}
 """Learning rates to tune over; the first is the one that coefficients are tuned at."""
 
 
@@ -70,7 +70,8 @@ CELLS = {
         Cell(50000, "usual", 16, 2, seeds=3, tuned_in=1),
         Cell(50000, "usual", 16, 4, seeds=3, tuned_in=1),
         Cell(50000, "usual", 16, 8, seeds=2, tuned_in=1),
-        Cell(50000, "usual", 8, 1, seeds=3, tuned_in=None),
+        Cell(50000, "usual", 16, 1, seeds=3, optimizer="muon"),
+        Cell(50000, "usual", 8, 1, seeds=3),
         Cell(10000, "bare", 16, 2, seeds=4),
         Cell(10000, "bare", 16, 8, seeds=4, tuned_in=2),
         Cell(10000, "bare", 16, 24, seeds=3, tuned_in=2),
@@ -80,7 +81,7 @@ CELLS = {
         Cell(10000, "bare", 8, 8, seeds=4, tuned_in=2),
         Cell(2500, "bare", 16, 8, seeds=4),
         Cell(2500, "bare", 16, 32, seeds=4, tuned_in=8),
-        Cell(2500, "usual", 16, 32, seeds=3, tuned_in=None),
+        Cell(2500, "usual", 16, 32, seeds=3),
     )
 }
 

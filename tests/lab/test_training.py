@@ -46,7 +46,17 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "crossed@auto", "maps:0.5"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "none",
+        "recommended-both",
+        "recommended",
+        "recommended@auto",
+        "recommended:0.5",
+        "crossed@auto",
+    ],
+)
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -59,7 +69,7 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
         assert resumed_record["result"][entry] == record["result"][entry]
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
 @pytest.mark.parametrize("step", [1, 4])
 def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypatch, method, step):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -239,7 +249,7 @@ def test_similarity_is_measured_on_all_classes_of_a_set_sorted_by_class(digits):
 
 def test_a_coefficient_falls_to_zero_over_its_share_of_the_steps(digits):
     recipe = replace(TINY, epochs=4)
-    for name in ("maps", "crossed"):
+    for name in ("recommended", "crossed"):
         _, record = train(Run(parse_method(f"{name}@2:0.5"), 0, recipe, digits, test=False))
         first, second, *rest = record["result"]["penalty"]
         _, kept = train(Run(parse_method(f"{name}@2"), 0, recipe, digits, test=False))

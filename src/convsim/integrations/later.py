@@ -11,7 +11,7 @@ from torch import nn
 from convsim.kernels import LayerFilter
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer import Regularizer
-from convsim.regularizer.coefficient import CoefficientLike
+from convsim.regularizer.coefficient import Coefficient, CoefficientLike
 
 
 class DeferredRegularizer:
@@ -38,6 +38,7 @@ class DeferredRegularizer:
         decay_steps: int | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
+        _ = Coefficient(coefficient or 0.0, decay_steps)  # refuses a bad one
         self.on_maps = isinstance(preset(penalty).penalty, ActivationPenalty)  # refuses a bad name
         layers = layers if layers is None or isinstance(layers, str | type) else _as_filter(layers)
         self._make = partial(

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from convsim.integrations.later import DeferredRegularizer
+from convsim.regularizer.loss_hooks import join_
 from convsim.regularizer.optimizer_hooks import grad_scale, owns_layers
 
 
@@ -61,7 +62,9 @@ class RegularizerCallback(DeferredRegularizer, Callback):
         self.regularizer.steps = trainer.global_step
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
-        self._log(pl_module, self.regularizer.enter_backward_(scale))
+        if (value := self.regularizer.of_new_maps()) is not None:  # of one forward pass once
+            join_(loss, value * scale)
+            self._log(pl_module, value)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

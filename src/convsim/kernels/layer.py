@@ -42,7 +42,10 @@ class ConvLayer:
     @property
     def trains(self) -> bool:
         """Whether the weight, or something that it is computed from, requires a gradient."""
-        return any(parameter.requires_grad for parameter in self.parameters())
+        own = self.module._parameters.get("weight")
+        if own is not None and own.requires_grad:  # spares reading it
+            return True
+        return any(map(takes_gradients, self.parameters()))
 
     def parameters(self) -> list[nn.Parameter]:
         """List the weight's parameter, or those that it may be computed from."""
@@ -203,3 +206,8 @@ def refuse_flat_shard(name: str, module: Any) -> None:
             "or, with use_orig_params=True, call convsim inside "
             "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
         )
+
+
+def takes_gradients(parameter: Tensor) -> bool:
+    """Tell whether a parameter, or a tensor that torch.func has put in its place, is trained."""
+    return parameter.requires_grad or not isinstance(parameter, nn.Parameter)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convsim.caching import tensors_are_real
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, check_reduction
@@ -62,7 +63,7 @@ class ActivationPenalty(ABC):
         for alike in _by_shape(samples):
             samples_LSM = at_least_float32(torch.stack([samples[i] for i in alike]))
             with full_precision(samples_LSM):
-                if torch.compiler.is_compiling():
+                if torch.compiler.is_compiling() or not tensors_are_real():
                     values = self.value(samples_LSM)
                 else:
                     values = _InClosedForm.apply(samples_LSM, self)  # type: ignore[no-untyped-call]

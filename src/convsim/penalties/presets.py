@@ -38,14 +38,13 @@ class Preset:
 
 
 PRESETS = {
-    # How alike maps are on what the network really reads (experiments/18_sampled_maps). Scale-free,
+    # How alike maps are on what the network really reads (experiments/20_sampled). Scale-free,
     # so that it can only be lowered by changing directions, and a mean, so that one coefficient
     # serves networks of any width and depth. Before there is an input, the kernels have to be
     # enough.
     "recommended": Preset(
         MapSimilarity(), coefficient=1.0, initialization=ConvolutionalSimilarity()
     ),
-    "maps": Preset(MapSimilarity(), coefficient=1.0),
     # The kernels alone, whatever the input (experiments/00_first_comparison); then others of that
     # family: channels apart, and neighbours only.
     "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),

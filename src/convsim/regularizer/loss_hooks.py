@@ -35,16 +35,35 @@ def add_to_losses(module: nn.Module, addend: Addend) -> RemovableHandle:
         raise ConvsimError(
             f"{type(module).__name__} returned a {type(output).__name__} without a loss that the "
             "penalty could be added to. Attach the regularizer to the criterion, or use "
-            "loss + regularizer()."
+            "loss + regularizer(), in Hugging Face's Trainer by RegularizerTrainerMixin."
         )
 
     return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def join_(loss: Tensor, added: Tensor) -> None:
+    """Have a loss' backward pass be that of loss + added, and leave its number as it is."""
+    with torch.autograd._unsafe_preserve_version_counter(loss):  # type: ignore[attr-defined]
+        _Beside.apply(loss, added)  # type: ignore[no-untyped-call]
+
+
+class _Beside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, added: Tensor) -> Tensor:
+        ctx.mark_dirty(loss)
+        ctx.like = added.new_empty(0)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.to(ctx.like).reshape(())
 
 
 def _sum(module: nn.Module, loss: Tensor, added: Tensor) -> Tensor:
     if loss.numel() != 1:
         raise ConvsimError(
             f"{type(module).__name__} returned a tensor of shape {tuple(loss.shape)}; the penalty "
-            "is added to a loss of one number. Use a reduction, or loss + regularizer()."
+            "is added to a loss of one number. Use a reduction, or loss + regularizer(), in "
+            "Hugging Face's Trainer by RegularizerTrainerMixin."
         )
     return loss + added.to(loss) if loss.requires_grad else loss

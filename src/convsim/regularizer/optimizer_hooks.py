@@ -15,9 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer
 
-# Accelerate, Fabric, Lightning; timm; SAM
-_WRAPPED = ("optimizer", "_optimizer", "_base_optimizer", "base_optimizer")
-
 
 def before_every_step(
     optimizer: Optimizer, layers: Iterable[ConvLayer], backward: Callable[[float], Tensor]
@@ -82,7 +79,7 @@ def owns_layers(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
     Raises:
         ConvsimError: If it steps some and not others, whose gradients would be added too often.
     """
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    mine = _parameters(optimizer)
     stepped = {layer.name: any(id(p) in mine for p in layer.parameters()) for layer in layers}
     if len(set(stepped.values())) > 1:
         missing = next(name for name, found in stepped.items() if not found)
@@ -103,6 +100,11 @@ def _inner(optimizer: Any) -> Optimizer:
     found: Any = optimizer
     while (wrapped := _wrapped(found)) is not None:
         found = wrapped
+    if hasattr(found, "second_step"):
+        raise ConvsimError(
+            f"{type(optimizer).__name__} takes its steps in first_step() and second_step(), which "
+            "call no hooks. Call regularizer.backward_() before second_step() instead."
+        )
     if not getattr(type(found).step, "hooked", False):
         raise ConvsimError(
             f"{type(optimizer).__name__} is no torch.optim.Optimizer that calls hooks before its "
@@ -112,6 +114,12 @@ def _inner(optimizer: Any) -> Optimizer:
     return stepping
 
 
-def _wrapped(optimizer: Any) -> Any:
-    held = (getattr(optimizer, name, None) for name in _WRAPPED)
-    return next((one for one in held if hasattr(one, "step")), None)
+def _wrapped(optimizer: Any) -> Optimizer | None:
+    """Find an optimizer that another one has, under whatever name, take its steps."""
+    mine = _parameters(optimizer)
+    held = [one for one in vars(optimizer).values() if isinstance(one, Optimizer)]
+    return next((one for one in held if mine <= _parameters(one)), None)
+
+
+def _parameters(optimizer: Any) -> set[int]:
+    return {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}

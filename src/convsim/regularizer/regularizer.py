@@ -133,6 +133,7 @@ class Regularizer:
                 "regularizer() does not know for a penalty on kernels. Use loss.backward(); "
                 "regularizer.backward_()."
             )
+        self._settle(together=True)
         values = list(self._values(self.acting).values())
         if not values:
             return self._nothing()
@@ -215,30 +216,6 @@ class Regularizer:
         )
         return self._reduced(values) * self.coefficient
 
-    def enter_backward_(self, scale: float = 1.0) -> Tensor:
-        """Have coefficient · scale · gradient of a penalty on maps join the next backward pass.
-
-        For frameworks that call before a loss' backward and want the loss left as it is. Of one
-        forward pass the first call counts.
-
-        Args:
-            scale: What the loss is multiplied by, as by a GradScaler or an accumulation.
-
-        Returns:
-            coefficient · penalty, detached.
-
-        Raises:
-            ConvsimError: If the penalty is on kernels, or the maps come from torch.compile.
-        """
-        if self._samples is None:
-            raise ConvsimError(f"{self.penalty} takes kernels: use backward_().")
-        self._require_same_layers()
-        coefficient = self.coefficient
-        factor = self._layer_factor() * scale * (1 if self._coefficient.pending else coefficient)
-        names = {layer.name for layer in self.acting}
-        found = self._samples.enter_backward_(names, factor)
-        return self._reduced([*found.values()]) * coefficient if found else self._nothing()
-
     def attach(
         self,
         target: nn.Module | torch.optim.Optimizer,
@@ -253,9 +230,9 @@ class Regularizer:
 
         To an optimizer, for a penalty on kernels: the gradient is added before every step. It comes
         last: after accumulation, a GradScaler's unscaling (and not in steps that it skips) and
-        clipping, of which it is no part; where torch's optimizers add their weight decay too, and
-        A closure given to ``step`` is followed each time it is called,
-        and its loss has the penalty added.
+        clipping, of which it is no part, where torch's optimizers add their weight decay too. A
+        closure given to ``step`` is followed each time it is called, and its loss has the penalty
+        added.
 
         Attaching again moves the regularizer; another of the same penalty on the same layers takes
         its place.
@@ -275,7 +252,7 @@ class Regularizer:
                 or the penalty is on feature maps, which an optimizer comes too late for.
         """
         if isinstance(target, nn.Module):
-            handles = [add_to_losses(target, self._of_new_maps)]
+            handles = [add_to_losses(target, lambda _: self.of_new_maps())]
         elif self._samples is not None:
             raise ConvsimError(
                 f"{self.penalty} acts on feature maps, and an optimizer comes after their backward "
@@ -292,7 +269,7 @@ class Regularizer:
         self._handles, self._adds_itself = handles, optimizer is target
         return self
 
-    def _of_new_maps(self, _: object) -> Tensor | None:
+    def of_new_maps(self) -> Tensor | None:
         """Compute the penalty, None where maps are asked for that the layers did not put out."""
         if self._samples is None or self._samples.fresh:
             return self()
@@ -348,6 +325,7 @@ class Regularizer:
 
     def step(self) -> None:
         """Advance the coefficient's schedule by one."""
+        self._settle(together=True)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -370,9 +348,13 @@ class Regularizer:
         self._coefficient.resume(found)
         self._balance.pending = self._coefficient.pending
 
-    def _settle(self) -> None:
-        """Find the coefficient of a penalty on maps from the gradients of the last backward."""
-        if self._balance.pending and self._balance.weighed:
+    def _settle(self, *, together: bool = False) -> None:
+        """Find the coefficient of a penalty on maps from the gradients of the last backward.
+
+        With several ranks only where all of them ask: one that looks must not wait for the others.
+        """
+        ready = self._balance.pending and self._balance.weighed
+        if ready and (together or not self._balance.shared):
             self._coefficient.find(*self._balance.lengths())
             self._balance.forget()
             self._balance.pending = self._coefficient.pending

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer, is_convolution
+from convsim.kernels.layer import takes_gradients
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
-from convsim.precision import at_least_float32, full_precision
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Arrival, Balance, sample_maps
 
@@ -85,7 +85,6 @@ class Samples:
         balance: Balance,
     ) -> None:
         self.modules = tuple(modules)
-        self._penalty = penalty
         self._runs: dict[str, list[_Run]] = {}
         self._asked = [False]
         runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
@@ -96,7 +95,7 @@ class Samples:
                 runs.clear()
             asked[0] = False
             own = runs.setdefault(name, [])
-            if not any(parameter.requires_grad for parameter in module.parameters()):
+            if not any(map(takes_gradients, module.parameters())):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
@@ -143,27 +142,6 @@ class Samples:
         """Whether there are maps whose backward pass is still to come."""
         return any(not run.over for own in self._runs.values() for run in own)
 
-    @torch.no_grad()
-    def enter_backward_(self, names: Container[str], factor: float) -> dict[str, Tensor]:
-        """Have factor · gradient of the layers' penalties added in the backward pass to come.
-
-        No graph is made of it. Samples that torch.compile has taken have one, and are left out.
-
-        Returns:
-            Each layer's penalty, detached.
-        """
-        self._asked[0] = True
-        values: dict[str, Tensor] = {}
-        for name, own in self._runs.items():
-            runs = [run for run in own if run.arrival is not None and not run.over]
-            for run in runs if name in names else ():
-                samples_1SM = at_least_float32(run.samples.detach()[None])
-                with full_precision(samples_1SM):
-                    (value,), (own_SM,) = self._penalty.value_and_gradient(samples_1SM)
-                run.arrival.wait_for(own_SM * (factor / len(runs)))  # type: ignore[union-attr]
-                values[name] = values.get(name, 0) + value / len(runs)
-        return values
-
     def forget(self) -> None:
         """Drop what is kept."""
         self._runs.clear()
@@ -180,12 +158,14 @@ def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str,
     ]
 
 
-def _require_maps(name: str, module: nn.Module, output: object) -> Tensor:
+def _require_maps(name: str, module: nn.Module, output: Any) -> Tensor:
     spatial = len(module.kernel_size)  # type: ignore[arg-type]
+    if is_sharded(output) and all(placed.is_replicate() for placed in output.placements):
+        output = output.to_local()
     if not isinstance(output, Tensor) or not output.is_floating_point() or is_sharded(output):
-        found = getattr(output, "dtype", "") if type(output) is Tensor else ""
+        dtype = f" of {output.dtype}" if type(output) is Tensor else ""
         raise ConvsimError(
-            f"Layer {name!r} ({type(module).__name__}) put out a {type(output).__name__} {found}; "
+            f"Layer {name!r} ({type(module).__name__}) put out a {type(output).__name__}{dtype}; "
             "a penalty on feature maps takes a whole tensor (N, maps, …) of real floating point. "
             "Leave it out with layers=…."
         )

@@ -42,7 +42,7 @@ def sample_maps(
         (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    places = _positions(maps_NMx.shape[:1] + maps_NMx.shape[2:], count, maps_NMx.device)
+    places = _places(maps_NMx, count)
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad
     if not recorded or not _can_meet(maps_NMx):
         return _read(maps_NMx, places), None
@@ -132,6 +132,11 @@ class Balance:
         """Whether there is anything to compare."""
         return bool(self._squares)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks weigh too, and have to be asked."""
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
     def weigh(self, loss: Tensor, penalty: Tensor) -> None:
         """Add the gradients at one layer's maps."""
         exact = exact_dtype(loss.device)
@@ -142,7 +147,7 @@ class Balance:
         """Return the two lengths, over all ranks."""
         device = self._squares[0][0].device
         sums = torch.stack([torch.stack(pair).to(device) for pair in self._squares]).sum(0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.shared:
             torch.distributed.all_reduce(sums)
         loss, penalty = sums.sqrt().tolist()
         return loss, penalty
@@ -237,9 +242,30 @@ class _Counter:
         return gradient
 
 
+def _places(maps_NMx: Tensor, count: int) -> _Places:
+    sizes = maps_NMx.shape[:1] + maps_NMx.shape[2:]
+    if torch.compiler.is_compiling():  # one node of a graph, for images of any size
+        flat = _positions_in_graph(maps_NMx.detach(), count)
+        return _Places(flat, torch.unravel_index(flat, sizes))
+    return _positions(sizes, count, maps_NMx.device)
+
+
 @kept(256)
 def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> _Places:
     """Choose distinct positions of (N, …)."""
     flat = spread(count, prod(sizes))
     index = tuple(axis.to(device) for axis in torch.unravel_index(flat, sizes))
     return _Places(flat.to(device), index)
+
+
+@torch.library.custom_op(
+    "convsim::sample_positions", mutates_args=(), schema="(Tensor maps, int count) -> Tensor"
+)
+def _positions_in_graph(maps: Tensor, count: int) -> Tensor:
+    return spread(count, maps.shape[:1].numel() * maps.shape[2:].numel()).to(maps.device)
+
+
+@_positions_in_graph.register_fake
+def _(maps: Tensor, count: int) -> Tensor:
+    positions = prod(maps.shape[:1] + maps.shape[2:])
+    return maps.new_empty(torch.sym_min(count, positions), dtype=torch.long)
