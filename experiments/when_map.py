@@ -19,8 +19,8 @@ from convsim.lab.tables import markdown_table
 
 LABELS = {
     "none": "none",
-    "maps": "sampled maps, coefficient stays",
-    "maps:0.5": "sampled maps, falls to 0 by half",
+    "recommended": "sampled maps, coefficient stays",
+    "recommended:0.5": "sampled maps, falls to 0 by half",
     "cosine": "cosine orthogonality",
     "decov": "DeCov",
     "crossed": "crossed, kernels alone",
@@ -28,7 +28,7 @@ LABELS = {
     "authors": "authors' regularizer",
     "authors-init": "authors' initialization",
 }
-DRAWN = ("maps", "maps:0.5", "cosine")
+DRAWN = ("recommended", "recommended:0.5", "cosine")
 Runs = dict[str, dict[int, Record]]
 """Method → seed → record."""
 
