@@ -116,5 +116,6 @@ def test_a_report_shows_and_keeps_the_shares():
     again = convsim.RedundancyReport.from_json(report.to_json())
     assert again.layers[1].kernels.energy == report.layers[1].kernels.energy
     assert again.layers[1].kernels.autocorrelation is None
-    headings = [column.header for column in report.table().columns]
+    _, table, _ = report.table().renderables
+    headings = [column.header for column in table.columns]
     assert headings[-3:] == ["white", "common", "matched"]

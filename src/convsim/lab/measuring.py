@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def measure_on(
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     try:
-        return measure(
+        report = measure(
             model,
             batches(),
             layers=layers,
@@ -67,6 +68,7 @@ def measure_on(
             examples=examples,
             autocorrelation=autocorrelation,
         )
+        return replace(report, data=f"{data.name}, test images")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -13,14 +13,17 @@ from convsim.redundancy.batches import Batch, Forward, copied, images_of, run
 from convsim.redundancy.evaluation import evaluating
 from convsim.redundancy.examples import ExampleImages
 from convsim.redundancy.layer_measurement import LayerMeasurement
+from convsim.redundancy.noise import noise
 from convsim.redundancy.probes import device_of, probes, watching
 from convsim.report.redundancy_report import RedundancyReport
+from convsim.report.verdict import NOISE
 
 
 def measure(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | None = None,
     *,
+    input_size: Sequence[int] | None = None,
     layers: LayerFilter | Iterable[LayerFilter] | None = None,
     modules: LayerFilter | Iterable[LayerFilter] | None = None,
     examples: int = 3,
@@ -42,6 +45,9 @@ def measure(
         batches: Batches of inputs (N, …), sequences that start with them, as a DataLoader gives, or
             mappings, of which the entries that the model's ``forward`` has names for are passed by
             name, or else "pixel_values" alone. Copied to the device of the model's first parameter.
+        input_size: Instead of batches, the shape of one input, (C, H, W) for images: then 32 inputs
+            of standard normal noise are measured, always the same, and the report says so. A first
+            look that needs no data; maps of real inputs are more alike.
         layers: Which convolutions, as in `convsim.conv_layers`, also those that share a weight:
             their outputs, before normalization and activation. By default all that the forward pass
             reaches, with a warning of others.
@@ -60,9 +66,9 @@ def measure(
         matters; outputs of half precision are taken as float32, of float64 as they are.
 
     Raises:
-        ConvsimError: If there is no batch, the model cannot be run on one, a chosen module is never
-            reached, or an output is no tensor (N, maps, …) of real floating point with as many maps
-            each time.
+        ConvsimError: If there is no batch, or both batches and a size, or the size is none; if the
+            model cannot be run on one, a chosen module is never reached, or an output is no
+            tensor (N, maps, …) of real floating point with as many maps each time.
         NonFiniteError: If a feature map holds NaN or infinity; names the layer.
 
     Cost: the forward passes, and M²·P/2 multiplications for each image and layer; then M³ by layer
@@ -80,10 +86,15 @@ def measure(
         >>> 0 < report.similarity < 1
         True
     """
+    data = ""
+    if input_size is not None:
+        if batches is not None:
+            raise ConvsimError("measure() takes batches or input_size=…, not both.")
+        batches, data = noise(input_size), f"{NOISE} of shape {tuple(input_size)}"
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ConvsimError(
-            "measure() takes an iterable of batches, such as [images]; got "
-            f"{type(batches).__name__}."
+            "measure() takes an iterable of batches, such as [images], or for a first look on "
+            f"noise input_size=(3, 32, 32); got {type(batches).__name__}."
         )
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -105,7 +116,7 @@ def measure(
             raise ConvsimError("measure() needs at least one batch of inputs; got none.")
         _report_unreached(measured, forgive=layers is None and modules is None)
         summaries = tuple(layer.summary() for layer in measured if layer.reached)
-    return RedundancyReport(type(model).__name__, count, summaries, shown.pictures())
+    return RedundancyReport(type(model).__name__, count, summaries, shown.pictures(), data)
 
 
 def _report_unreached(layers: Iterable[LayerMeasurement], *, forgive: bool) -> None:

@@ -42,6 +42,7 @@ def to_json(report: ModelRedundancy) -> str:
         "convsim": __version__,
         "model": report.model,
         "images": report.images,
+        "data": report.data,
         "similarity": _number(report.similarity),
         "correlation": _number(report.correlation),
         "rank_correlations": {
@@ -155,6 +156,7 @@ class _Reader:
             images=_count(content["images"]),
             layers=layers,
             examples=self.tensor(content["examples"], torch.uint8, (None,) * 4),
+            data=_text(content.get("data", "")),  # reports of convsim 0.1 do not say
         )
 
     def layer(self, content: Object) -> LayerRedundancy:

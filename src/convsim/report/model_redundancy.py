@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,12 +36,14 @@ class ModelRedundancy:
         images: How many images were measured.
         layers: By layer, in the order of the model's modules.
         examples: (images, 1 or 3, height, width) uint8, the images of `LayerRedundancy.pictures`.
+        data: What the images are, for people, such as "digits, test images"; "" if nobody said.
     """
 
     model: str
     images: int
     layers: tuple[LayerRedundancy, ...]
     examples: Tensor = field(repr=False, compare=False)
+    data: str = ""
 
     @property
     def similarity(self) -> float:
@@ -52,6 +54,11 @@ class ModelRedundancy:
     def correlation(self) -> float:
         """Mean of the layers' correlation, over the layers where it is defined."""
         return _mean(layer.correlation for layer in self.layers)
+
+    @property
+    def inputs(self) -> str:
+        """What was measured on, such as "256 images (digits, test images)"."""
+        return f"{self.images:,} images" + (f" ({self.data})" if self.data else "")
 
     @property
     def dead(self) -> int:
@@ -126,10 +133,14 @@ class ModelRedundancy:
 
 
 def common_layers(
-    before: ModelRedundancy, after: ModelRedundancy
-) -> tuple[tuple[LayerRedundancy, LayerRedundancy], ...]:
-    """Pair the layers that both reports have, by name, in the order of the later."""
-    return tuple((before[layer.name], layer) for layer in after if layer.name in before)
+    reports: Sequence[ModelRedundancy],
+) -> tuple[tuple[LayerRedundancy, ...], ...]:
+    """Match the layers that all reports have, by name, in the order of the last."""
+    return tuple(
+        tuple(report[layer.name] for report in reports)
+        for layer in reports[-1]
+        if all(layer.name in report for report in reports)
+    )
 
 
 def _mean(values: Iterable[float]) -> float:
