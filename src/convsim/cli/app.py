@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.progress import TaskID
 from typer.core import TyperGroup
 
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
@@ -31,7 +32,14 @@ from convsim.lab.doubts import diverged, doubts
 from convsim.lab.libraries import check_torchvision
 from convsim.lab.methods import METHODS, Method, parse_method
 from convsim.lab.paired import paired_tables
-from convsim.lab.presentation import HEADER, details, note, rows, write_comparison
+from convsim.lab.presentation import (
+    ONE_CLASS,
+    SHORT_HEADER,
+    SHORT_NOTE,
+    details,
+    short_rows,
+    write_comparison,
+)
 from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
@@ -200,11 +208,28 @@ def demo_command(
         Path, typer.Option("--out", file_okay=False, help="Where the results go.")
     ] = Path("demo"),
 ) -> None:
-    """Train the same small CNN on handwritten digits with and without the penalty, ten seeds."""
-    recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
-    methods = [parse_method(name) for name in ("none", "authors", "recommended")]
-    digits = load_dataset("digits").subset(train=400, seed=0)
-    _compare("Handwritten digits", digits, recipe, methods, range(10), folder)
+    """See a network's redundancy, shrink it, and train with and without the penalty: a minute."""
+    from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
+
+    with progress_bar() as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
+
+        demo = run_demo(folder, show)
+    paths = write_demo(demo, folder)
+    out.print(
+        terminal_table(
+            presentation.HEAD, presentation.rows(demo),
+            title=presentation.TITLE, note=presentation.note(demo),
+        )
+    )  # fmt: skip
+    print(demo.report.verdict)
+    for what, path in paths.items():
+        say(f"{what}: {path.resolve().as_uri() if path.suffix == '.html' else path}")
 
 
 def _compare(
@@ -231,7 +256,12 @@ def _compare(
     found = doubts(records, images)
     text = " ".join([details(records, title), *found])
     paths = write_comparison(summaries, title, text, folder, page=page)
-    out.print(terminal_table(HEADER, rows(summaries), title=title, note=note(summaries)))
+    out.print(
+        terminal_table(
+            SHORT_HEADER, short_rows(summaries),
+            title=title, note=SHORT_NOTE + ONE_CLASS * any(one.one_class for one in summaries),
+        )
+    )  # fmt: skip
     if against is not None:
         paths.append(folder / "paired.md")
         paths[-1].write_text(paired_tables(records, against), encoding="utf-8")

@@ -14,8 +14,8 @@ from convsim.lab.arithmetic import choose_precision
 from convsim.lab.runs import Optimizer, Recipe, Schedule
 
 DATA = (
-    "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder directory "
-    "({train,test}/CLASS/*.jpg) or a tar of one."
+    "digits, photographs, cifar10, cifar100, mnist, fashion-mnist, or the path of an "
+    "ImageFolder directory ({train,test}/CLASS/*.jpg) or a tar of one."
 )
 MODEL = (
     "cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, timm:NAME, "

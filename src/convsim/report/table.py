@@ -62,7 +62,8 @@ class Grid:
         for row in self.rows:
             made.add_row(*(text.Text(visible(cell)) for cell in row))
         title = text.Text(visible(self.title), style="bold")
-        group: Group = console.Group(title, made, text.Text(self.note))
+        note = "\n".join(map(visible, self.note.splitlines()))
+        group: Group = console.Group(title, made, text.Text(note))
         return group
 
     def html(self) -> str:
