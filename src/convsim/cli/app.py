@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
 from convsim.cli.measure import measure_command
-from convsim.cli.options import Data, TrainImages, with_recipe
+from convsim.cli.options import Data, Pretrained, TrainImages, with_recipe
 from convsim.cli.shrink import shrink_command
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
@@ -30,7 +30,8 @@ from convsim.lab.comparison import compare
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.doubts import diverged, doubts
 from convsim.lab.libraries import check_torchvision
-from convsim.lab.methods import METHODS, Method, parse_method
+from convsim.lab.loggers import LoggerName
+from convsim.lab.methods import Method, parse_method
 from convsim.lab.paired import paired_tables
 from convsim.lab.presentation import (
     ONE_CLASS,
@@ -41,7 +42,7 @@ from convsim.lab.presentation import (
     write_comparison,
 )
 from convsim.lab.processes import processes
-from convsim.lab.runs import Recipe, Run
+from convsim.lab.runs import Recipe, Run, Start
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
 from convsim.version import __version__
@@ -77,13 +78,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MethodName = Annotated[
-    str, typer.Option(help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient.")
-]
+_METHODS = (
+    "none, recommended, crossed, authors, decov or another preset "
+    "(docs/reference/penalties.md), or NAME-init, NAME-both: as initialization, or also as it"
+)
+MethodName = Annotated[str, typer.Option(help=f"{_METHODS}; NAME@C sets the coefficient.")]
 MethodNames = Annotated[
     list[str],
     typer.Option(
-        help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient, NAME@C1,C2,… tunes it on "
+        help=f"{_METHODS}; NAME@C sets the coefficient, NAME@C1,C2,… tunes it on "
         "held-out training images. Repeat the option; the first is the control."
     ),
 ]
@@ -114,6 +117,18 @@ def train_command(
     method: MethodName = "recommended",
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights and image order.")] = 0,
     train_images: TrainImages = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Start from a safetensors file or a weights-only checkpoint."),
+    ] = None,
+    pretrained: Pretrained = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to train.")
+    ] = "auto",
+    logger: Annotated[
+        list[LoggerName] | None,
+        typer.Option(help="Log every epoch to OUT, or to Weights & Biases. Repeatable."),
+    ] = None,
 ) -> None:
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
@@ -130,7 +145,10 @@ def train_command(
         raise ConvsimError(
             f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
         )
-    run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
+    run_ = Run(
+        chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0),
+        start=Start(weights, pretrained=pretrained),
+    )  # fmt: skip
     first = processes().rank == 0
     with progress_bar(shown=first) as progress:
         task = progress.add_task("epochs", total=recipe.epochs)
@@ -139,11 +157,13 @@ def train_command(
             text = f"loss {scores['train_loss']:.3f}  accuracy {100 * scores['accuracy']:.1f} %"
             progress.update(task, completed=epoch, description=text)
 
-        network, record = train(run_, folder, show)
+        network, record = train(run_, folder, show, device=device, loggers=logger or ())
     if not first:
         return
     save_result(network, record, folder)
     print(json.dumps(record["result"], indent=1))
+    for written in ("model.safetensors", "record.json", "last.ckpt"):
+        say(f"wrote {folder / written}")
     for doubt in doubts([record], run_.data):
         say(doubt, head="Warning: ")
     if diverged(record, run_.data):
