@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types docs wheel soak oldest audit clean help
+.PHONY: demo test check lint types docs wheel release notebooks soak oldest audit clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -15,17 +15,17 @@ $(VENV)/bin/python:
 
 $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink]'
 	touch $@
 
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,docs]' huggingface_hub
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink,report,dev,docs]' huggingface_hub
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	touch $@
 
-demo: $(READY)  ## train the same small CNN with and without the penalty, and show the difference
+demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/
 	$(BIN)/convsim demo
 
 test: $(VENV)/.ready-dev  ## the whole test suite
@@ -48,10 +48,16 @@ WHEEL_TESTS := $(addprefix $(CURDIR)/tests/,test_surface.py kernels/test_kernels
 wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir dist > /dev/null
+	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
 	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 && \
 	  $(abspath $(BIN))/python -c 'import convsim; assert convsim.__file__.startswith("$(CURDIR)/build/wheel"), convsim.__file__' && \
 	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(WHEEL_TESTS)
+
+release: wheel  ## check what `make wheel` built from a tagged, clean commit, and upload it
+	@git diff --quiet HEAD && git describe --exact-match --tags --match "v$$($(BIN)/convsim --version)" > /dev/null \
+	  || { echo "Commit everything and tag it v$$($(BIN)/convsim --version) first."; exit 1; }
+	$(BIN)/python -m twine upload dist/*
 
 soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fuzzing, mutants; started again, it goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[soak]'

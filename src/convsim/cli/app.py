@@ -241,10 +241,11 @@ def demo_command(
 
         demo = run_demo(folder, show)
     paths = write_demo(demo, folder)
+    result = presentation.record(demo)["result"]
     out.print(
         terminal_table(
-            presentation.HEAD, presentation.rows(demo),
-            title=presentation.TITLE, note=presentation.note(demo),
+            presentation.HEAD, presentation.rows(result),
+            title=presentation.TITLE, note=presentation.note(result),
         )
     )  # fmt: skip
     print(demo.report.verdict)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from convsim.lab.demo.run import SHARES, SHORT, Demo
+from convsim.lab.demo.run import LONG, SHARES, Demo
 from convsim.lab.page import page
 from convsim.lab.presentation import details, figure_bytes
-from convsim.lab.summary import Summary, summarize
+from convsim.lab.records import Record, new_record
+from convsim.lab.summary import Estimate, summarize
 from convsim.lab.tables import markdown_table
 from convsim.report.figures import new_figure
 
@@ -22,43 +26,64 @@ HEAD = ("what", "with convsim", "without")
 OURS, OTHERS = "#1b9e77", "#888888"
 
 
-def note(demo: Demo) -> str:
-    """Say what was done on what."""
+def record(demo: Demo) -> Record:
+    """Put what came out on record, with where it came out."""
+    without, with_ = summarize(demo.records)
+    layers = [layer for layer in demo.report if layer.filters > 1]
+    result = {
+        "parameters": demo.parameters,
+        "accuracy": demo.accuracy,
+        "classes": len(demo.data.classes),
+        "maps": sum(layer.filters for layer in layers),
+        "rank": sum(layer.effective_rank for layer in layers),
+        "smaller": [asdict(one) for one in demo.smaller],
+        "epochs": demo.records[0]["configuration"]["recipe"]["epochs"],
+        "without": without.accuracy.values,
+        "with": with_.accuracy.values,
+    }
+    configuration = {
+        "data": {"name": demo.data.name, "fingerprint": demo.data.fingerprint},
+        "long": asdict(LONG),
+        "runs": [one["key"] for one in demo.records],
+    }
+    return new_record(configuration, result)
+
+
+def note(result: Record) -> str:
+    """Say what was done on what, from the result of a record."""
     return (
-        f"Which of {len(demo.data.classes)} photographs is a patch of 16×16 cut from? See and "
-        f"shrink: one network of {demo.parameters:,} parameters, {100 * demo.accuracy:.1f} % right "
-        "on test patches; shrunk without labels or training, beside dropping as many of each "
-        f"layer's smallest filters. Train: {SHORT.epochs} epochs, mean of "
-        f"{len(demo.records) // 2} seeds ± half of the 95 % interval."
+        f"Which of {result['classes']} photographs is a patch of 16×16 cut from? See and "
+        f"shrink: one network of {result['parameters']:,} parameters, "
+        f"{100 * result['accuracy']:.1f} % right on test patches; shrunk without labels or "
+        "training, beside dropping as many of each layer's smallest filters. Train: mean of "
+        f"{len(result['with'])} seeds ± half of the 95 % interval."
     )
 
 
-def rows(demo: Demo) -> list[tuple[str, str, str]]:
-    """Return a row for each thing shown, under `HEAD`."""
-    layers = [layer for layer in demo.report if layer.filters > 1]
-    maps, rank = sum(x.filters for x in layers), sum(x.effective_rank for x in layers)
-    without, with_ = _trained(demo)
+def rows(result: Record) -> list[tuple[str, str, str]]:
+    """Return a row for each thing shown, under `HEAD`, from the result of a record."""
+    with_, without = Estimate.of(result["with"]), Estimate.of(result["without"])
     return [
-        (f"see: of {maps} maps, how many are different", f"{rank:.0f} (effective rank)", ""),
+        (f"see: different maps of {result['maps']} (rank)", f"{result['rank']:.0f}", ""),
         *(
             (
-                f"shrink: accuracy with {100 * one.parameters:.0f} % of the parameters",
-                f"{100 * one.accuracy:.1f} %", f"{100 * one.smallest:.1f} %",
+                f"shrink: accuracy at {100 * one['parameters']:.0f} % of the parameters",
+                f"{100 * one['accuracy']:.1f} %", f"{100 * one['smallest']:.1f} %",
             )
-            for one in demo.smaller
+            for one in result["smaller"]
         ),
         (
-            f"train: accuracy after {SHORT.epochs} epochs",
-            f"{with_.accuracy.text(1, 100, sign='')} %",
-            f"{without.accuracy.text(1, 100, sign='')} %",
+            f"train: accuracy after {result['epochs']} epochs",
+            f"{with_.text(1, 100, sign='')} %", f"{without.text(1, 100, sign='')} %",
         ),
-        ("train: gain, points", with_.accuracy_gain.text(1, 100).replace("-", "−"), ""),
+        ("train: gain, points", gain(result["with"], result["without"]), ""),
     ]  # fmt: skip
 
 
-def _trained(demo: Demo) -> tuple[Summary, Summary]:
-    without, with_ = summarize(demo.records)
-    return without, with_
+def gain(with_: Sequence[float], without: Sequence[float]) -> str:
+    """Write the mean difference of accuracies, paired by seed, in points."""
+    pairs = zip(with_, without, strict=True)
+    return Estimate.of([a - b for a, b in pairs]).text(1, 100).replace("-", "−")
 
 
 def figure(demo: Demo) -> Figure:
@@ -67,7 +92,7 @@ def figure(demo: Demo) -> Figure:
     see, shrink, train = drawing.subplots(1, 3)
     _see(see, demo)
     _shrink(shrink, demo)
-    _train(train, _trained(demo))
+    _train(train, record(demo)["result"])
     for axes in (see, shrink, train):
         axes.spines[["top", "right"]].set_visible(False)
     return drawing
@@ -102,18 +127,18 @@ def _shrink(axes: Axes, demo: Demo) -> None:
     axes.legend(frameon=False, loc="lower left")
 
 
-def _train(axes: Axes, summaries: Sequence[Summary]) -> None:
-    by_seed = [[100 * value for value in one.accuracy.values] for one in summaries]
+def _train(axes: Axes, result: Record) -> None:
+    by_seed = [[100 * value for value in result[name]] for name in ("without", "with")]
     for pair in zip(*by_seed, strict=True):
         axes.plot([0, 1], pair, color="#cccccc", zorder=1)
     for place, (values, color) in enumerate(zip(by_seed, (OTHERS, OURS), strict=True)):
         axes.plot([place] * len(values), values, "o", color=color)
-        axes.plot([place - 0.15, place + 0.15], [sum(values) / len(values)] * 2, color=color, lw=3)
+        axes.plot([place - 0.15, place + 0.15], [fmean(values)] * 2, color=color, lw=3)
     axes.set_xticks([0, 1], ["without the penalty", "with it"])
     axes.set_xlim(-0.5, 1.5)
-    gain = summaries[1].accuracy_gain.text(1, 100).replace("-", "−")
-    axes.set_xlabel(f"a line for each seed; gain {gain} points")
-    axes.set_title(f"Train: test accuracy after {SHORT.epochs} epochs, %", fontsize=11)
+    gained = gain(result["with"], result["without"])
+    axes.set_xlabel(f"a line for each seed; gain {gained} points")
+    axes.set_title(f"Train: test accuracy after {result['epochs']} epochs, %", fontsize=11)
 
 
 def write_demo(demo: Demo, folder: Path) -> dict[str, Path]:
@@ -123,19 +148,23 @@ def write_demo(demo: Demo, folder: Path) -> dict[str, Path]:
         "network": folder / "redundancy.html",
         "figure": folder / "demo.png",
         "table": folder / "demo.md",
+        "record": folder / "demo.json",
     }
     folder.mkdir(parents=True, exist_ok=True)
     picture = figure_bytes(figure(demo), dpi=150)
     paths["figure"].write_bytes(picture)
     where = details(demo.records, "Training")
-    table = markdown_table(HEAD, rows(demo))
-    paths["table"].write_text(f"# {TITLE}\n\n{table}\n{note(demo)}\n\n{where}\n", encoding="utf-8")
+    whole = record(demo)
+    result = whole["result"]
+    paths["record"].write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    table, said = markdown_table(HEAD, rows(result)), note(result)
+    paths["table"].write_text(f"# {TITLE}\n\n{table}\n{said}\n\n{where}\n", encoding="utf-8")
     demo.report.save_html(paths["network"])
     paths["page"].write_text(
         page(
-            TITLE, HEAD, rows(demo),
+            TITLE, HEAD, rows(result),
             pictures=[("See, shrink and train, a panel each", picture)],
-            above=note(demo), below=where,
+            above=said, below=where,
             links={"The network's redundancy, layer by layer": paths["network"].name},
         ),
         encoding="utf-8",
