@@ -84,8 +84,8 @@ _HEAD = """# Results
 Tables are made from the records in the repository when this site is built."""
 _RECORDS = """## Experiment by experiment
 
-Each heading leads to the experiment's own page: its hypotheses and rules, written before the run, and what became of
-each of them, also where it was refuted."""
+Each heading leads to the experiment's own page: its hypotheses and rules, written before the run,
+and what became of each of them, also where it was refuted."""
 
 
 def _experiment(folder: Path) -> str:
