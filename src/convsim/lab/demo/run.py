@@ -14,16 +14,17 @@ from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.demo.smallest_filters import without_smallest_filters
 from convsim.lab.measuring import measure_on
 from convsim.lab.methods import parse_method
+from convsim.lab.preprocessing import Standardised
 from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run
-from convsim.lab.shrinking import Preparation, accuracy_on, shrink_on
+from convsim.lab.shrinking import accuracy_on, shrink_on
 from convsim.lab.training import train
 from convsim.report import RedundancyReport
 
 DATA = "photographs"
-LONG = Recipe(epochs=10, batch_size=64, lr=0.1)
+LONG = Recipe(epochs=10, batch_size=64, lr=0.1, schedule="annealed")
 """How the network that is looked at and shrunk is trained: until it has learnt what it can."""
-SHORT = Recipe(epochs=4, batch_size=64, lr=0.05)
+SHORT = Recipe(epochs=4, batch_size=64, lr=0.05, schedule="annealed")
 """How networks are trained with and without the penalty."""
 METHODS = ("none", "recommended@3")
 SEEDS = 5
@@ -104,7 +105,7 @@ def run_demo(folder: Path, progress: Progress, *, seeds: int = SEEDS) -> Demo:
 def _shrunk(model: nn.Module, data: ImageData, share: float) -> Smaller:
     shrunk = shrink_on(model, data, images=1000, target="parameters", share=share)
     counts = {layer.name: layer.channels.after for layer in shrunk.report.layers}
-    prepare = Preparation(data)
+    prepare = Standardised.of(data.train_images).batch
     images = prepare(data.subset(train=1000, seed=0).train_images)
     rival = without_smallest_filters(model, counts, images)
     parameters = shrunk.report.parameters
