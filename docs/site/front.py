@@ -23,11 +23,7 @@ HEAD = ("test accuracy", "with convsim", "without", "gain, points")
 
 def results() -> str:
     """Lay out what the demo shows, and what the penalty gained on CIFAR-10, by epochs."""
-    demo = json.loads(DEMO.read_text(encoding="utf-8"))
-    shown = demo["result"]
-    rows = [(*row, "") for row in presentation.rows(shown) if row[0].startswith("shrink")]
-    rows = [(name.replace("shrink: accuracy", "shrink"), *rest) for name, *rest in rows]
-    rows.append(_trained(f"train, {shown['epochs']} epochs", shown["with"], shown["without"]))
+    rows, said = _demo() if DEMO.exists() else ([], "")
     runs = [record for record in read_records(GPU) if "test_accuracy" in record]
     rows += [
         _trained(
@@ -38,12 +34,25 @@ def results() -> str:
         for n in sorted({record["run"]["epochs"] for record in runs if _is_cnn(record)})
     ]
     where = runs[0]["environment"]
-    said = (
-        f"{presentation.note(shown)} This is `make demo`, on {_machine(demo)}. CIFAR-10 (JPEG "
-        "copy, 45,000 images): a small CNN with BatchNorm, modern recipe, five seeds, on an "
-        f"{where['device']} at commit {where['commit'][:7]} ([records](docs/gpu.md))."
+    said += (
+        "CIFAR-10 (JPEG copy, 45,000 images): a small CNN with BatchNorm, modern recipe, five seeds, "
+        f"on an {where['device']} at commit {where['commit'][:7]}, with the form of the penalty that "
+        "read windows of inputs ([records](docs/gpu.md))."
     )
     return f"{markdown_table(HEAD, rows)}\n{said}\n"
+
+
+def _demo() -> tuple[list[tuple[str, ...]], str]:
+    """Return the rows of the demo's record, and what they are of."""
+    demo = json.loads(DEMO.read_text(encoding="utf-8"))
+    shown = demo["result"]
+    rows = [
+        (row[0].replace("shrink: accuracy", "shrink"), *row[1:], "")
+        for row in presentation.rows(shown)
+        if row[0].startswith("shrink")
+    ]
+    rows.append(_trained(f"train, {shown['epochs']} epochs", shown["with"], shown["without"]))
+    return rows, f"{presentation.note(shown)} This is `make demo`, on {_machine(demo)}. "
 
 
 def _trained(name: str, with_: list[float], without: list[float]) -> tuple[str, ...]:
