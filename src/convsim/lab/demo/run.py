@@ -22,9 +22,9 @@ from convsim.lab.training import train
 from convsim.report import RedundancyReport
 
 DATA = "photographs"
-LONG = Recipe(epochs=10, batch_size=64, lr=0.1, schedule="annealed")
+LONG = Recipe(epochs=10, batch_size=64, lr=0.1)
 """How the network that is looked at and shrunk is trained: until it has learnt what it can."""
-SHORT = Recipe(epochs=4, batch_size=64, lr=0.05, schedule="annealed")
+SHORT = Recipe(epochs=4, batch_size=64, lr=0.05)
 """How networks are trained with and without the penalty."""
 METHODS = ("none", "recommended@3")
 SEEDS = 5
