@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types docs wheel soak oldest audit clean help
+.PHONY: demo test check lint types docs wheel bench-quick soak oldest audit clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convsim needs Python >= 3.11; set it with make PYTHON=/path/to/python3.11")'
@@ -52,6 +52,9 @@ wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the ins
 	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 && \
 	  $(abspath $(BIN))/python -c 'import convsim; assert convsim.__file__.startswith("$(CURDIR)/build/wheel"), convsim.__file__' && \
 	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(WHEEL_TESTS)
+
+bench-quick: $(READY)  ## what a penalty adds to a training step here, in two minutes
+	$(BIN)/python benchmarks/step_cost.py --quick
 
 soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fuzzing, mutants; started again, it goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[soak]'
