@@ -13,6 +13,8 @@ from closeness import assert_close
 from convsim.lab.models import build_model
 from seeds import reseed
 
+pytestmark = pytest.mark.numeric
+
 # Family → network and the size of its images, where it does not take any.
 TIMM = {
     "ResNet": ("resnet18", 64),

@@ -18,6 +18,8 @@ from oracles import layer_similarity
 from oracles import similarity_matrix as oracle_matrix
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 SPECIAL = [
     0.0, -0.0, 1.0, -1.0, 0.3, -2.5, 7.0, 1e-45, 1e-40, 1.2e-38, 1e-30, -1e-20, 1e-10, 1e10, 1e20,
     -1e30, 3.4e38, math.nan, math.inf, -math.inf,
@@ -299,7 +301,9 @@ def test_arguments_of_other_kinds_are_refused(call, message):
         call()
 
 
-@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch 2.8 is the first")
+@pytest.mark.skipif(
+    not hasattr(torch, "float4_e2m1fn_x2"), reason="needs torch 2.8, the first with float4"
+)
 def test_packed_numbers_are_refused():
     with pytest.raises(ConvsimError, match=r"cannot read numbers of dtype torch\.float4"):
         convsim.convolutional_similarity(torch.empty(4, 2, 3, dtype=torch.float4_e2m1fn_x2))

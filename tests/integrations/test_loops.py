@@ -9,6 +9,7 @@ from convsim import ConvsimError, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.penalties import CosineOrthogonality
 from convsim.regularizer.optimizer_hooks import grad_scale
+from needs import need_module
 
 LOOPS = [
     loops.attached, loops.attached_fused, loops.attached_with_closure, loops.in_the_loss,
@@ -42,7 +43,7 @@ def test_scaled_and_clipped(loop, clip):
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("penalty", ["crossed", "decov"])
 def test_the_mixin_adds_the_mean_over_an_accumulation(tmp_path, monkeypatch, penalty, counted):
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerMixin
 
     class Counting(Network):  # divides by the accumulation itself, as Trainer then asks
@@ -73,7 +74,7 @@ def test_the_mixin_adds_the_mean_over_an_accumulation(tmp_path, monkeypatch, pen
 
 
 def test_hugging_face_says_what_it_cannot_do():
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations import transformers
 
     with pytest.raises(ConvsimError, match="'decov' acts on feature maps"):
@@ -116,7 +117,7 @@ def test_a_second_fit_keeps_what_auto_found():
 
 
 def test_what_auto_found_is_in_a_hugging_face_checkpoint(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers")
+    transformers = need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerCallback
 
     found = []

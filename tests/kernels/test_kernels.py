@@ -15,6 +15,8 @@ from convsim.kernels import (
     selected_modules,
 )
 
+pytestmark = pytest.mark.core
+
 TERMS = 2 * 3 * 3
 """The products in a pixel of the layers below, which tell what weight their forwards make."""
 

@@ -20,6 +20,7 @@ from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import parse_method
 from convsim.lab.records import read_records
 from convsim.lab.runs import Recipe
+from needs import need_module
 
 METHODS = [parse_method("none"), parse_method("recommended@0.1")]
 RECIPE = Recipe(width=2, batch_size=16, measured_images=20)
@@ -62,7 +63,7 @@ def killing(folder):
 
 @pytest.fixture(scope="module")
 def _cluster():
-    ray = pytest.importorskip("ray")
+    ray = need_module("ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

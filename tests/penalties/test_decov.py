@@ -5,12 +5,10 @@ import torch
 from torch import nn
 
 import convsim
-from convsim.lab.datasets import load_dataset
-from convsim.lab.methods import METHODS
-from convsim.lab.runs import Recipe, Run
-from convsim.lab.training import train
 from convsim.penalties import DeCov
 from seeds import reseed
+
+pytestmark = pytest.mark.core
 
 
 def by_loops(maps):
@@ -85,7 +83,13 @@ def test_several_forward_passes_are_averaged():
     torch.testing.assert_close(regularizer(), (values[0] + values[1]) / 2)
 
 
+@pytest.mark.training
 def test_training_with_it_lowers_it():
+    from convsim.lab.datasets import load_dataset
+    from convsim.lab.methods import METHODS
+    from convsim.lab.runs import Recipe, Run
+    from convsim.lab.training import train
+
     digits = load_dataset("digits").subset(train=150, seed=0)
     recipe = Recipe(width=4, epochs=4, batch_size=32)
     method = METHODS["decov"]

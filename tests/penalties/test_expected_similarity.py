@@ -13,6 +13,8 @@ from convsim.kernels import conv_layers
 from convsim.kernels.windows import ALL, sample_windows, spread
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 TERMS = 27 + 784 + 784
 """In float32, of 14² positions of 4 images: a pixel of a map, its norm, the product of two."""
 LAYERS = [  # every kind of convolution, its input

@@ -11,6 +11,8 @@ from convsim.kernels.windows import ALL
 from convsim.penalties import MapSimilarity
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 
 def network():
     reseed()

@@ -13,6 +13,8 @@ from convsim import PRESETS, ConvsimError, Regularizer
 from convsim.penalties import ActivationPenalty
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 KERNEL_PENALTIES = [
     name for name, preset in PRESETS.items() if not isinstance(preset.penalty, ActivationPenalty)
 ]
