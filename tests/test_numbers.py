@@ -163,7 +163,6 @@ def test_both_ways_to_the_gradient_agree_on_any_weight(case, form):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("penalty", PRESETS)
-@pytest.mark.filterwarnings("ignore::convsim.ConvsimWarning")
 def test_a_weight_that_is_no_number_shows_in_every_penalty(penalty, bad):
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3))
     regularizer = Regularizer(model, penalty)
@@ -206,7 +205,6 @@ def test_expected_similarity_ignores_sizes(size):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_initialization_keeps_norms_of_any_size(size):
     model = nn.Sequential(nn.Conv2d(2, 4, 3))
     with torch.no_grad():
@@ -260,7 +258,6 @@ def test_the_matrix_on_weights_with_every_kind_of_number_but_nan():
         (lambda w: w.to(torch.complex64), "got dtype torch.complex64"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_of_other_kinds_are_refused(call, message):
     with pytest.raises(ConvsimError, match=message):
         convsim.convolutional_similarity(call(torch.ones(4, 2, 3)))

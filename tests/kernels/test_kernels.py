@@ -176,7 +176,6 @@ def test_a_shared_weight_counts_once():
     [parametrizations.weight_norm, parametrizations.spectral_norm, torch.nn.utils.weight_norm],
     ids=["weight_norm", "spectral_norm", "old weight_norm"],
 )
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_computed_weights_are_read_as_they_convolve(wrap):
     layer = wrap(nn.Conv2d(2, 3, 3)).eval()
     for parameter in layer.parameters():

@@ -557,7 +557,6 @@ SAFETENSORS: dict[str, bytes] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("file", "make"),
     [
@@ -1153,7 +1152,6 @@ CHECKPOINTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_hostile_checkpoints(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
