@@ -6,6 +6,7 @@ import pytest
 from needs import need_module
 
 
+@pytest.mark.filterwarnings("ignore:You passed `Trainer.* AMP with fp16 is not supported on CPU")
 @pytest.mark.parametrize("name", parity.LOOPS)
 def test_the_page_is_up_to_date(tmp_path, monkeypatch, name):
     need_module("transformers")

@@ -246,7 +246,6 @@ def assert_same(before, after):
     assert torch.equal(before[-1], after[-1])
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
 @pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_a_look_changes_nothing(make, mode):
