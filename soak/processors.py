@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ LIMITS = {
 }
 """By the values of ATEN_CPU_CAPABILITY, the least first."""
 SEEDS = (1, 2)  # `make test` takes 0
+MARKED = re.compile(r"pytest\.mark\.(core|numeric)\b")
 NUMBERS = "(core or numeric) and not (training or interpreted)"
 
 
@@ -61,21 +64,26 @@ def available() -> list[str]:
     return names[: names.index(best) + 1] if best in names else names[:1]
 
 
+def files() -> list[Path]:
+    """Return the files that hold a numeric test; the others need not be imported."""
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [path for path in paths if MARKED.search(path.read_text(encoding="utf-8"))]
+
+
 def run(setting: Setting, jobs: int) -> dict[str, Any]:
     """Run the tests; return what pytest says."""
     command = [
         sys.executable,
         "-m",
         "pytest",
-        "-m",
-        NUMBERS,
         "-p",
         "no:cacheprovider",
         "--no-header",
+        "--tb=short",
     ]
     start = time.monotonic()
     done = subprocess.run(
-        [*command, "--tb=short", f"--numprocesses={jobs}", "tests"],
+        [*command, f"--numprocesses={jobs}", "-m", NUMBERS, *files()],
         env=os.environ | setting.environment(), cwd=ROOT, capture_output=True, text=True,
         check=False,
     )  # fmt: skip

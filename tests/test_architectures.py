@@ -58,8 +58,8 @@ TIMM = {
 
 
 def narrow(name, module):
-    """Choose layers of at most 512 maps; a layer's cost grows with their square."""
-    return isinstance(module, nn.modules.conv._ConvNd) and module.out_channels <= 512
+    """Choose layers of at most 256 maps; a layer's cost grows with their square."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.out_channels <= 256
 
 
 def check(model, inputs):

@@ -751,6 +751,7 @@ def test_images_stand_as_viewers_show_them(tmp_path, open_, suffix, orientation)
     assert np.array_equal(pixels, np.asarray(shown))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning:PIL")
 def test_a_broken_exif_tag_turns_nothing(tmp_path, open_):
     for part in ("train", "test"):
         folder = tmp_path / "data" / part / "a"

@@ -80,12 +80,15 @@ def read_only_disk(folder):
 
 @contextmanager
 def read_only_folder(folder):
-    folder.chmod(0o555)
+    records = list(folder.glob("*.jsonl"))  # to append to one takes leave of its own
+    for path in (folder, *records):
+        path.chmod(0o555)
     try:
         with bound_by_permissions():
             yield
     finally:
-        folder.chmod(0o755)
+        for path in (folder, *records):
+            path.chmod(0o755)
 
 
 @contextmanager
