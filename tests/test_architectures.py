@@ -13,8 +13,6 @@ from closeness import assert_close
 from convsim.lab.models import build_model
 from seeds import reseed
 
-pytestmark = pytest.mark.numeric
-
 # Family → network and the size of its images, where it does not take any.
 TIMM = {
     "ResNet": ("resnet18", 64),
@@ -55,6 +53,8 @@ TIMM = {
     "LeViT, a hybrid": ("levit_conv_128s", 224),
     "MaxViT, a hybrid": ("maxvit_pico_rw_256", 256),
 }
+# Of those, what runs on every processor too.
+SHARE = {"ResNeXt", "NF-ResNet", "MobileNet-v3", "GhostNet", "ConvNeXt"}
 
 
 def narrow(name, module):
@@ -93,7 +93,10 @@ def check(model, inputs):
 
 
 @pytest.mark.usefixtures("vision")
-@pytest.mark.parametrize("family", TIMM)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(x, marks=[pytest.mark.numeric] if x in SHARE else []) for x in TIMM],
+)
 def test_timm(family):
     name, size = TIMM[family]
     reseed()
@@ -124,6 +127,7 @@ def test_layers_that_eval_mode_skips_are_named():
         convsim.measure(model, [torch.randn(1, 3, 64, 64)])
 
 
+@pytest.mark.numeric
 def test_shared_and_repeated_modules_are_measured_at_every_use():
     conv = nn.Conv2d(4, 4, 3, padding=1)
     model, images = nn.Sequential(conv, nn.ReLU(), conv), torch.randn(2, 4, 8, 8)

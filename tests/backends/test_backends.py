@@ -1,6 +1,7 @@
 """Every backend against autograd through convsim.similarity in float64, on every option."""
 
 import importlib
+from itertools import product
 
 import pytest
 import torch
@@ -118,14 +119,24 @@ def trained():
 
 @pytest.mark.training
 def test_equals_the_reference_on_trained_weights(backend, trained):
-    for layer in trained:
-        if isinstance(layer, nn.Conv2d):
-            for options in OPTIONS[::5]:
-                weight = layer.weight.detach()
-                assert max(error_of(weight, options)) < limit(weight), options
+    weights = [layer.weight.detach() for layer in trained if isinstance(layer, nn.Conv2d)]
+    # The cost of the fused kernels grows with the square of the filters in Triton's interpreter.
+    small = [weight for weight in weights if len(weight) <= 12]
+    assert small
+    for weight in small if backend == "fused" else weights:
+        for options in OPTIONS[::5]:
+            assert max(error_of(weight, options)) < limit(weight), options
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        *product(PLAIN, OPTIONS),
+        *(pytest.param("fused", options, marks=INTERPRETED) for options in OPTIONS[::5]),
+    ],
+    ids=str,
+    indirect=["backend"],
+)
 @pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-8])
 def test_keeps_its_digits_for_norms_far_apart(backend, options, ratio):
     weight = torch.randn(6, 20, 3, 3, generator=new_generator())

@@ -147,6 +147,7 @@ def test_caching_parametrizations_keeps_no_weight_of_a_copy():
                 assert_close(norms, torch.full((8,), scale), terms=TERMS)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("kind", ["NormInside", "Standardized", "spectral_norm", "old weight_norm"])
 def test_a_compiled_regularizer_reads_the_same(kind):
     torch.compiler.reset()

@@ -75,6 +75,7 @@ def _cluster():
         ray.shutdown()
 
 
+@pytest.mark.timeout(900)  # a busy machine
 @pytest.mark.usefixtures("_cluster")
 def test_a_ray_cluster_that_loses_a_worker_gives_the_records_of_the_pool(tmp_path):
     ray, pool = tmp_path / "ray", tmp_path / "pool"
@@ -87,6 +88,7 @@ def test_a_ray_cluster_that_loses_a_worker_gives_the_records_of_the_pool(tmp_pat
         assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_cluster")
 def test_ray_does_not_start_a_run_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "LOST_WORKERS", 0)

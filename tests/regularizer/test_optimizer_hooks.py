@@ -145,6 +145,7 @@ def test_functional_call_and_its_gradient_over_an_ensemble(penalty):
             assert_close(actual, parameter.grad, terms=2 * PASS)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("penalty", KERNEL_PENALTIES)
 def test_backward_compiles_into_one_graph(penalty):
     torch._dynamo.reset()
@@ -162,6 +163,7 @@ def test_backward_compiles_into_one_graph(penalty):
             assert_close(parameter.grad, gradient, terms=2 * PASS)
 
 
+@pytest.mark.traced
 def test_batches_of_other_sizes_compile_once_more_and_stay_right():
     torch._dynamo.reset()
     model = Network()
@@ -175,6 +177,7 @@ def test_batches_of_other_sizes_compile_once_more_and_stay_right():
         assert_close(compiled, regularizer(), terms=PASS)
 
 
+@pytest.mark.traced
 def test_a_model_that_was_compiled_and_run_before_is_refused():
     torch._dynamo.reset()
     model = Network()

@@ -372,6 +372,7 @@ def test_non_finite_weights_show_in_the_value():
     assert regularizer.backward_().isnan()
 
 
+@pytest.mark.traced
 def test_both_routes_compile_into_one_graph():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
     regularizer = Regularizer(model, "crossed")
