@@ -55,7 +55,7 @@ def uninterrupted(method, recipe=TINY):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended", "recommended@auto"])
 def test_resume_is_exact(tmp_path, method, epochs):
     run, whole, record = uninterrupted(method)
     with pytest.raises(Killed):
@@ -67,7 +67,7 @@ def test_resume_is_exact(tmp_path, method, epochs):
 
 
 @pytest.mark.parametrize("step", [1, 4])
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
 def test_resume_from_within_the_first_epoch_is_exact(tmp_path, monkeypatch, method, step):
     run, whole, record = uninterrupted(method)
     training_step, steps = Classifier.training_step, iter(range(1, 100))
@@ -331,7 +331,6 @@ def test_an_option_without_effect_is_refused():
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
-        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],

@@ -17,10 +17,13 @@ from convsim.cli.options import (
     Activation,
     BatchSize,
     Classes,
+    Entry,
     Norm,
+    PrecisionOption,
     Pretrained,
     Size,
     Width,
+    chosen_precision,
 )
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData, load_dataset
@@ -43,6 +46,7 @@ def shrink_command(
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors file or weights-only checkpoint.")
     ] = None,
+    entry: Entry = None,
     pretrained: Pretrained = False,
     classes: Classes = None,
     width: Width = None,
@@ -71,6 +75,7 @@ def shrink_command(
     augment: Annotated[
         bool, typer.Option("--augment", help="Crop and mirror its images at random.")
     ] = False,
+    precision: PrecisionOption = "float32",
     html: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write a self-contained HTML page here.")
     ] = None,
@@ -88,9 +93,10 @@ def shrink_command(
         width=width, norm=norm, activation=activation, pretrained=pretrained,
     )  # fmt: skip
     if weights is not None:
-        load_weights(network, weights)
+        load_weights(network, weights, entry)
     elif not pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
+    arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
 
         def show(task: TaskID) -> Callable[[int, int], None]:
@@ -111,7 +117,7 @@ def shrink_command(
                 task = progress.add_task(name, total=None)
                 train_on_(
                     shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher, size=size,
-                    augment=augment, progress=show(task),
+                    augment=augment, precision=arithmetic, progress=show(task),
                 )  # fmt: skip
                 scores[name] = accuracy_on(shrunk.model, dataset, size, batch_size)
     _tell(shrunk, dataset, scores, folder, html)
