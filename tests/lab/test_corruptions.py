@@ -39,8 +39,9 @@ from convsim.cli.measure import _read as read_report
 from convsim.errors import ConvsimError
 from convsim.lab import checkpoints, training
 from convsim.lab.comparison import run_all
-from convsim.lab.datasets import ImageData, image_folder, load_dataset
+from convsim.lab.datasets import ImageData, image_folder, listing, load_dataset
 from convsim.lab.datasets.cifar import CIFAR10, decode_cifar
+from convsim.lab.datasets.image_files import ImageFiles
 from convsim.lab.datasets.mnist import MAX_IDX_BYTES, decode_mnist
 from convsim.lab.methods import parse_method
 from convsim.lab.models import build_model
@@ -691,6 +692,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     )  # fmt: skip
 
 
+def floats() -> bytes:
+    out = io.BytesIO()
+    Image.new("F", (5, 6)).save(out, "tiff")
+    return out.getvalue()
+
+
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IEND", b"")
@@ -724,7 +731,7 @@ IMAGES: dict[str, tuple[str, Any]] = {
     "60,000²": ("png", lambda: png(60000, 60000, ROWS)),
     "2^31 wide": ("png", lambda: png(2**31 - 1, 2**31 - 1, ROWS)),
     "no pixels": ("png", lambda: png(0, 0, ROWS)),
-    "16 bits": ("png", lambda: png(5, 6, chunk(b"IDAT", zlib.compress(bytes(99))), depth=16, colour=0)),
+    "floats": ("tif", floats),
     "a wrong checksum": ("png", lambda: GOOD["train/cat/0.png"][:29] + b"1234" + GOOD["train/cat/0.png"][33:]),
     "a wrong checksum of the pixels": ("png", lambda: png(5, 6, ROWS[:-4] + b"1234")),
     "text that unpacks to 1 GB": ("png", lambda: png(5, 6, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))), ROWS)),
@@ -769,10 +776,15 @@ def test_hostile_images(tmp_path, name):
 def test_more_images_than_memory_holds(tmp_path, monkeypatch):
     path = tmp_path / "data.tar"
     path.write_bytes(tar(GOOD))
-    monkeypatch.setattr(image_folder, "_memory", lambda: 4 * 3 * 90)
-    assert "memory" in refused(load, path)
-    monkeypatch.setattr(image_folder, "_memory", lambda: 4 * 4 * 90)
+    monkeypatch.setattr(image_folder, "memory", lambda: 4 * 3 * 90)
+    assert isinstance(load(path).train_images, ImageFiles)  # nothing is decoded
+    monkeypatch.setattr(image_folder, "memory", lambda: 4 * 4 * 90)
     assert len(load(path).train_images) == 2
+    assert isinstance(load(path).train_images, torch.Tensor)
+    packed = tmp_path / "data.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(listing, "memory", lambda: 4)
+    assert "memory" in refused(load, packed)
 
 
 def socket_at(path: Path) -> None:

@@ -19,9 +19,18 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from convsim.cli.console import FAILED, INTERRUPTED, MISUSED, TERMINATED, out, progress_bar, say
+from convsim.cli.console import (
+    FAILED,
+    INTERRUPTED,
+    MISUSED,
+    TERMINATED,
+    out,
+    progress_bar,
+    say,
+    tell_notes,
+)
 from convsim.cli.measure import measure_command
-from convsim.cli.options import Data, TrainImages, with_recipe
+from convsim.cli.options import Data, Size, SkipBad, TrainImages, with_recipe
 from convsim.cli.shrink import shrink_command
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
@@ -36,6 +45,7 @@ from convsim.lab.processes import processes
 from convsim.lab.runs import Recipe, Run
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
+from convsim.lab.training_data import load_to_train, where
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -106,6 +116,8 @@ def train_command(
     method: MethodName = "recommended",
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights and image order.")] = 0,
     train_images: TrainImages = None,
+    size: Size = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
@@ -122,8 +134,11 @@ def train_command(
         raise ConvsimError(
             f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
         )
-    run_ = Run(chosen, seed, recipe, load_dataset(data).subset(train=train_images, seed=0))
+    images = load_to_train(data, recipe.model, size=size, augment=recipe.augment, skip_bad=skip_bad)
+    run_ = Run(chosen, seed, recipe, images.subset(train=train_images, seed=0))
     first = processes().rank == 0
+    if first:
+        tell_notes(images)
     with progress_bar(shown=first) as progress:
         task = progress.add_task("epochs", total=recipe.epochs)
 
@@ -134,7 +149,7 @@ def train_command(
         network, record = train(run_, folder, show)
     if not first:
         return
-    save_result(network, record, folder)
+    save_result(network, record | {"source": where(data)}, folder)
     print(json.dumps(record["result"], indent=1))
     for doubt in doubts([record], run_.data):
         say(doubt, head="Warning: ")
@@ -165,6 +180,7 @@ def compare_command(
         typer.Option(help="Processes of this machine, or a Ray cluster (the one at RAY_ADDRESS)."),
     ] = "local",
     train_images: TrainImages = None,
+    size: Size = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -186,7 +202,9 @@ def compare_command(
             f"--against takes one of the methods, {', '.join(names)}; got {against!r}."
             f"{did_you_mean(against, names)}"
         )
-    images = load_dataset(data).subset(train=train_images, seed=0)
+    images = load_to_train(data, recipe.model, size=size, augment=recipe.augment)
+    tell_notes(images)
+    images = images.subset(train=train_images, seed=0)
     _compare(
         images.name, images, recipe, methods, range(seeds), folder,
         tuning_seeds=tuning_seeds, learning_rates=tune_lr, jobs=jobs, launcher=launcher,

@@ -14,6 +14,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from convsim.lab.datasets import ImageData
+from convsim.lab.datasets.image_files import ImageFiles
 from convsim.lab.terminal import Description
 from convsim.visible import visible
 
@@ -27,6 +29,15 @@ def say(text: object, *, head: str = "") -> None:
     """Print one line on stderr, whatever is in it, after a head in bold red."""
     line = Text.assemble((head, "bold red"), visible(str(text).replace("\n", " ")))
     talk.print(line, soft_wrap=True)
+
+
+def tell_notes(data: ImageData) -> None:
+    """Say what was done to a data set, and which files were left out since it was loaded."""
+    for note in data.notes:
+        say(note)
+    files = data.test_images
+    if isinstance(files, ImageFiles) and files.skipped.names:
+        say(f"{files.skipped}.")
 
 
 def progress_bar(*, shown: bool = True) -> Progress:

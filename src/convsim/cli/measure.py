@@ -7,35 +7,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from convsim.cli.console import FOUND, out, progress_bar, say
+from convsim.cli.console import FOUND, out, progress_bar, say, tell_notes
 from convsim.cli.options import (
-    DATA,
+    ANY_DATA,
     MODEL,
     Activation,
     BatchSize,
     Classes,
     Entry,
     Norm,
+    Preprocess,
     Pretrained,
     Size,
+    SkipBad,
     Width,
 )
 from convsim.errors import ConvsimError
-from convsim.lab.datasets import load_dataset
 from convsim.lab.measuring import measure_on
-from convsim.lab.models import build_model
-from convsim.lab.weights import load_weights
+from convsim.lab.subject import Subject
 from convsim.report import RedundancyReport
 
 _MOST_BYTES = 2**30
 
 
 def measure_command(
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    data: Annotated[str, typer.Option(help=DATA)],
+    model: Annotated[str, typer.Argument(help=f"{MODEL} Or the folder of a run of convsim train.")],
+    data: Annotated[
+        str | None, typer.Option(help=f"{ANY_DATA} By default that of the run.")
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -52,6 +53,8 @@ def measure_command(
         int, typer.Option(min=1, help="Of how many test images, class-balanced; at most all.")
     ] = 256,
     size: Size = None,
+    preprocess: Preprocess = None,
+    skip_bad: SkipBad = False,
     batch_size: BatchSize = 32,
     layers: Annotated[
         list[str] | None,
@@ -92,24 +95,25 @@ def measure_command(
     earlier = None if before is None else _read(before)
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-    dataset = load_dataset(data).to_measure(images)
-    torch.manual_seed(0)
-    network = build_model(
-        model,
-        classes=classes or len(dataset.classes),
-        channels=dataset.test_images.shape[1],
-        width=width, norm=norm, activation=activation, pretrained=pretrained,
+    subject = Subject(
+        model, weights, entry=entry, pretrained=pretrained, classes=classes, width=width,
+        norm=norm, activation=activation, size=size, preprocess=preprocess,
     )  # fmt: skip
-    if weights is not None:
-        load_weights(network, weights, entry)
+    source = data or subject.source
+    if source is None:
+        raise typer.BadParameter("Missing option '--data'.")
+    whole = subject.load_data(source, skip_bad=skip_bad)
+    network, preprocessing = subject.build(whole)
+    dataset = whole.to_measure(images)
     with progress_bar() as progress:
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
-            network, dataset, size=size, batch_size=batch_size, layers=layers, modules=modules,
-            examples=examples, autocorrelation=autocorrelation,
+            network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
+            modules=modules, examples=examples, autocorrelation=autocorrelation,
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
-    report = replace(report, model=model)
+    report = replace(report, model=model, weights=subject.described)
+    tell_notes(dataset)
     _show(report, earlier, html, json)
     if max_similarity is not None:
         _judge(report, max_similarity)

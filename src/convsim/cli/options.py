@@ -14,9 +14,11 @@ from convsim.lab.arithmetic import Precision, choose_precision
 from convsim.lab.runs import Optimizer, Recipe, Schedule
 
 DATA = (
-    "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of an ImageFolder directory "
-    "({train,test}/CLASS/*.jpg) or a tar of one."
+    "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of images: a folder "
+    "({train,test}/CLASS/*.jpg or CLASS/*.jpg), a tar of one, WebDataset shards "
+    "('shards/*-{00..31}.tar'), or what Hugging Face's save_to_disk wrote."
 )
+ANY_DATA = f"{DATA} Any folder of photographs will do."
 MODEL = (
     "cnn, resnet20, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, "
     "timm:NAME, transformers:NAME, or package.module:factory."
@@ -34,7 +36,21 @@ Entry = Annotated[
     str | None,
     typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Scale images to this height and width.")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Scale and crop images to this height and width, instead of the network's own."
+    ),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out files that cannot be read, and name them.")
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function from a PIL image to a tensor, instead of the network's own."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Data = Annotated[str, typer.Argument(help=DATA)]
 TrainImages = Annotated[

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.progress import TaskID
+from torch import nn
 
-from convsim.cli.console import out, progress_bar, say
+from convsim.cli.console import out, progress_bar, say, tell_notes
 from convsim.cli.options import (
-    DATA,
+    ANY_DATA,
     MODEL,
     Activation,
     BatchSize,
@@ -20,16 +21,18 @@ from convsim.cli.options import (
     Entry,
     Norm,
     PrecisionOption,
+    Preprocess,
     Pretrained,
     Size,
+    SkipBad,
     Width,
     chosen_precision,
 )
 from convsim.errors import ConvsimError
-from convsim.lab.datasets import ImageData, load_dataset
-from convsim.lab.models import build_model
+from convsim.lab.datasets import ImageData
 from convsim.lab.shrinking import accuracy_on, shrink_on, train_on_
-from convsim.lab.weights import load_weights
+from convsim.lab.subject import Subject
+from convsim.lab.training_data import readable
 from convsim.shrinking import Shrunk
 
 
@@ -39,7 +42,7 @@ def _share(what: str) -> Any:
 
 def shrink_command(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    data: Annotated[str, typer.Option(help=DATA)],
+    data: Annotated[str, typer.Option(help=ANY_DATA)],
     folder: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Weights, plan and report of the result.")
     ],
@@ -59,6 +62,8 @@ def shrink_command(
         int, typer.Option(min=1, help="Of how many training images, class-balanced; at most all.")
     ] = 1000,
     size: Size = None,
+    preprocess: Preprocess = None,
+    skip_bad: SkipBad = False,
     batch_size: BatchSize = 100,
     layers: Annotated[
         list[str] | None,
@@ -86,15 +91,16 @@ def shrink_command(
     the accuracy on the data's test images before and after.
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
-    dataset = load_dataset(data)
-    torch.manual_seed(0)
-    network = build_model(
-        model, classes=classes or len(dataset.classes), channels=dataset.test_images.shape[1],
-        width=width, norm=norm, activation=activation, pretrained=pretrained,
+    subject = Subject(
+        model, weights, entry=entry, pretrained=pretrained, classes=classes, width=width,
+        norm=norm, activation=activation, size=size, preprocess=preprocess,
     )  # fmt: skip
-    if weights is not None:
-        load_weights(network, weights, entry)
-    elif not pretrained:
+    dataset = readable(subject.load_data(data, skip_bad=skip_bad))
+    if finetune:
+        dataset.require_classes()
+    network, preprocessing = subject.build(dataset)
+    tell_notes(dataset)
+    if subject.weights is None and not pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
@@ -104,22 +110,26 @@ def shrink_command(
 
         task = progress.add_task("layers", total=None)
         shrunk = shrink_on(
-            network, dataset, images=images, target=target, share=share, size=size,
-            batch_size=batch_size, layers=layers, progress=show(task),
+            network, dataset, images=images, target=target, share=share,
+            preprocessing=preprocessing, batch_size=batch_size, layers=layers, progress=show(task),
         )  # fmt: skip
-        scores = {
-            "before": accuracy_on(network, dataset, size, batch_size),
-            "after": accuracy_on(shrunk.model, dataset, size, batch_size),
-        }
+
+        def score(model: nn.Module) -> float:
+            if not dataset.labelled:
+                return math.nan
+            return accuracy_on(model, dataset, batch_size=batch_size, preprocessing=preprocessing)
+
+        scores = {"before": score(network), "after": score(shrunk.model)}
         stages = (("distilled", distill, network), ("finetuned", finetune, None))
         for name, epochs, teacher in stages:
             if epochs:
                 task = progress.add_task(name, total=None)
                 train_on_(
-                    shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher, size=size,
-                    augment=augment, precision=arithmetic, progress=show(task),
+                    shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher,
+                    preprocessing=preprocessing, augment=augment, precision=arithmetic,
+                    progress=show(task),
                 )  # fmt: skip
-                scores[name] = accuracy_on(shrunk.model, dataset, size, batch_size)
+                scores[name] = score(shrunk.model)
     _tell(shrunk, dataset, scores, folder, html)
 
 
@@ -143,7 +153,8 @@ def _tell(
     """Print what came of it, and write the files."""
     out.print(shrunk.report)
     said = ", ".join(f"{name} {100 * score:.2f} %" for name, score in scores.items())
-    print(f"accuracy on {len(dataset.test_labels):,} test images: {said}")
+    if dataset.labelled:
+        print(f"accuracy on {len(dataset.test_labels):,} test images: {said}")
     shrunk.save(folder)
     say(f"wrote {folder}")
     if html is not None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from convsim.errors import NonFiniteError
 from convsim.lab.arithmetic import ARITHMETIC
 from convsim.lab.augmentation import crop_and_flip
-from convsim.lab.datasets.image_data import pixel_statistics
+from convsim.lab.datasets.image_data import Images, pixel_statistics
+from convsim.lab.loading import in_order
+from convsim.lab.preprocessing import Standardised
 from convsim.lab.runs import Recipe
 
 
@@ -25,11 +26,14 @@ class Classifier(LightningModule):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, recipe: Recipe, train_images: Tensor) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, train_images: Images) -> None:
         super().__init__()
         self.memory_format = ARITHMETIC[recipe.precision].memory_format
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
+        self.crops = recipe.augment and isinstance(train_images, Tensor)  # else files are, as read
+        height, width = train_images.shape[2:]
+        self.size = height if height == width else None
         mean, std = pixel_statistics(train_images)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -41,10 +45,15 @@ class Classifier(LightningModule):
         logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
         return logits
 
+    def preprocessing(self) -> Standardised:
+        """What is done to an image before the model reads it."""
+        mean, std = (tuple(part.flatten().tolist()) for part in (self.mean, self.std))
+        return Standardised(mean, std, self.size)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Compute the loss, and stop if it is not finite."""
         images, labels = batch
-        if self.recipe.augment:
+        if self.crops:
             images = crop_and_flip(images)
         loss = nn.functional.cross_entropy(self(images), labels)
         self._require_finite(loss, "training loss")
@@ -63,7 +72,7 @@ class Classifier(LightningModule):
         self.log("accuracy", correct, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        """Build the recipe's optimizer with its schedule, stepped every epoch."""
+        """Build the recipe's optimizer with its schedule, stepped every epoch or every step."""
         r = self.recipe
         kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": partial(torch.optim.SGD, momentum=r.momentum),
@@ -75,11 +84,18 @@ class Classifier(LightningModule):
         scheduler: dict[str, Callable[[], Any]] = {
             "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),
             "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, r.epochs),
+            "annealed": lambda: schedulers.CosineAnnealingLR(
+                optimizer, int(self.trainer.estimated_stepping_batches)
+            ),
             "steps": lambda: schedulers.MultiStepLR(
                 optimizer, [r.epochs // 2, r.epochs * 3 // 4], gamma=0.1
             ),
         }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler[r.schedule]()}
+        interval = "step" if r.schedule == "annealed" else "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler[r.schedule](), "interval": interval},
+        }
 
     def _require_finite(self, value: Tensor, what: str) -> None:
         if not torch.isfinite(value):
@@ -91,7 +107,7 @@ class Classifier(LightningModule):
 
 
 @torch.no_grad()
-def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(classifier: nn.Module, images: Images, labels: Tensor) -> float:
     """Compute the share of images that a classifier labels rightly, in ``eval()`` mode."""
     classifier.eval()
     device = next(classifier.parameters()).device
@@ -100,9 +116,3 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
         for image, label in in_order(images, labels)
     )
     return correct / len(labels)
-
-
-def in_order(images: Tensor, labels: Tensor, batch_size: int = 500) -> DataLoader[Any]:
-    """Load images (N, C, H, W) and labels (N,) batch by batch, in their order."""
-    batches = torch.arange(len(labels)).split(batch_size)
-    return DataLoader(TensorDataset(images, labels), sampler=list(batches), batch_size=None)

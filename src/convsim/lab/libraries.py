@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from torch import nn
@@ -133,18 +134,31 @@ def _download(name: str, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _from_factory(module_name: str, factory_name: str) -> nn.Module:
+def imported(module_name: str, what: str) -> ModuleType:
+    """Import a module of the user's; the working directory is searched last.
+
+    Args:
+        module_name: Its dotted name.
+        what: What it should hold, and how that is named, for the error.
+
+    Raises:
+        ConvsimError: If it cannot be imported.
+    """
     here = os.getcwd()
     sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise ConvsimError(
-            f"{module_name!r} cannot be imported ({error}). A model is one of convsim's own, "
-            f"{', '.join(f'{library}:NAME' for library in LIBRARIES)}, or package.module:factory."
-        ) from error
+        raise ConvsimError(f"{module_name!r} cannot be imported ({error}). {what}") from error
     finally:
         sys.path.remove(here)
+
+
+def _from_factory(module_name: str, factory_name: str) -> nn.Module:
+    kinds = ", ".join(f"{library}:NAME" for library in LIBRARIES)
+    module = imported(
+        module_name, f"A model is one of convsim's own, {kinds}, or package.module:factory."
+    )
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ConvsimError(f"Module {module_name!r} has no function or class {factory_name!r}.")

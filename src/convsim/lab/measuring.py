@@ -1,14 +1,17 @@
-"""Measure a model on the test images of a data set, prepared as training prepares them."""
+"""Measure a model on the test images of a data set, prepared as the model wants them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.lab.datasets.image_data import ImageData, pixel_statistics
+from convsim.lab.datasets.image_data import ImageData
+from convsim.lab.loading import prepared
+from convsim.lab.preprocessing import Preprocessing, Standardised
 from convsim.redundancy import measure
 from convsim.report import RedundancyReport
 
@@ -17,6 +20,7 @@ def measure_on(
     model: nn.Module,
     data: ImageData,
     *,
+    preprocessing: Preprocessing | None = None,
     size: int | None = None,
     batch_size: int = 32,
     layers: Sequence[str] | None = None,
@@ -29,8 +33,10 @@ def measure_on(
 
     Args:
         model: The model; it is moved to that device.
-        data: The images; standardised by mean and standard deviation of the training part.
-        size: Height and width to scale images to; as they are if None.
+        data: The images, in memory or in their files.
+        preprocessing: How they reach the model; standardised by mean and standard deviation of the
+            training part if None.
+        size: Height and width to scale images to if it is None; as they are if both are.
         batch_size: Images at once. It does not change the result.
         layers: As in `convsim.measure`, and so the next two.
         modules: As in `convsim.measure`.
@@ -40,26 +46,26 @@ def measure_on(
 
     Raises:
         ConvsimError: If the model fails on such images, and as `convsim.measure`.
+        DataError: If an image cannot be read and may not be left out.
         NonFiniteError: As `convsim.measure`.
     """
-    mean, std = pixel_statistics(data.train_images)
+    if preprocessing is None:
+        preprocessing = Standardised.of(data.train_images, size)
+    shape: tuple[int, ...] = ()
 
     def batches() -> Iterator[Tensor]:
+        nonlocal shape
         done = 0
-        for images in data.test_images.split(batch_size):
-            prepared = (images.float() - mean) / std
-            if size is not None:
-                prepared = nn.functional.interpolate(
-                    prepared, (size, size), mode="bilinear", antialias=True
-                )
-            yield prepared
-            done += len(images)
+        for batch in prepared(data.test_images, preprocessing, batch_size):
+            shape = tuple(batch.shape[1:])
+            yield batch
+            done += len(batch)
             progress(done)
 
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     try:
-        return measure(
+        report = measure(
             model,
             batches(),
             layers=layers,
@@ -67,10 +73,10 @@ def measure_on(
             examples=examples,
             autocorrelation=autocorrelation,
         )
+        return replace(report, data=f"{data.name}, test images, {preprocessing.said}")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        shape = tuple(data.test_images.shape[1:]) if size is None else (size, size)
         wanted = wanted_size(model)
         remedy = f"It wants {wanted}×{wanted}" if wanted else "Many need a certain size"
         raise ConvsimError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,30 +11,10 @@ from torch import Tensor, nn
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.lab.arithmetic import ARITHMETIC, Precision
 from convsim.lab.augmentation import crop_and_flip
-from convsim.lab.datasets.image_data import ImageData, pixel_statistics
+from convsim.lab.datasets.image_data import ImageData
+from convsim.lab.loading import prepared
+from convsim.lab.preprocessing import Preprocessing, Standardised
 from convsim.shrinking import Shrunk, shrink
-
-
-class Preparation:
-    """How a data set's images reach a model: standardised by the training part, and scaled.
-
-    Args:
-        data: The data set.
-        size: Height and width to scale to; as they are if None.
-    """
-
-    def __init__(self, data: ImageData, size: int | None = None) -> None:
-        self.mean, self.std = pixel_statistics(data.train_images)
-        self.size = size
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Prepare uint8 images (N, C, H, W)."""
-        prepared = (images.float() - self.mean) / self.std
-        if self.size is None:
-            return prepared
-        return nn.functional.interpolate(
-            prepared, (self.size, self.size), mode="bilinear", antialias=True
-        )
 
 
 def shrink_on(
@@ -43,6 +24,7 @@ def shrink_on(
     images: int,
     target: str,
     share: float,
+    preprocessing: Preprocessing | None = None,
     size: int | None = None,
     batch_size: int = 100,
     layers: Sequence[str] | None = None,
@@ -56,7 +38,8 @@ def shrink_on(
         images: How many; at most all.
         target: "channels", "parameters" or "macs".
         share: The share to keep.
-        size: Height and width to scale images to; as they are if None.
+        preprocessing: How images reach the model; standardised by the training part if None.
+        size: Height and width to scale images to if it is None; as they are if both are.
         batch_size: Images at once.
         layers: As in `convsim.shrink`.
         progress: As in `convsim.shrink`.
@@ -65,9 +48,9 @@ def shrink_on(
         ConvsimError: If the model fails on such images, and as `convsim.shrink`.
         NonFiniteError: As `convsim.shrink`.
     """
-    prepare = Preparation(data, size)
+    preprocessing = preprocessing or Standardised.of(data.train_images, size)
     chosen = data.subset(train=min(images, len(data.train_labels)), seed=0).train_images
-    batches = [prepare(part) for part in chosen.split(batch_size)]
+    batches = [*prepared(chosen, preprocessing, batch_size)]
     try:
         return shrink(model, batches, **{target: share}, layers=layers, progress=progress)  # type: ignore[arg-type]
     except ConvsimError:
@@ -81,12 +64,17 @@ def shrink_on(
 
 @torch.no_grad()
 def accuracy_on(
-    model: nn.Module, data: ImageData, size: int | None = None, batch_size: int = 100
+    model: nn.Module,
+    data: ImageData,
+    size: int | None = None,
+    batch_size: int = 100,
+    preprocessing: Preprocessing | None = None,
 ) -> float:
     """Compute the share of test images that a model labels rightly, in ``eval()`` mode."""
-    prepare, model = Preparation(data, size), model.eval()
-    pairs = zip(data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True)
-    right = sum(int((_logits(model, prepare(x)).argmax(1) == y).sum()) for x, y in pairs)
+    preprocessing, model = preprocessing or Standardised.of(data.train_images, size), model.eval()
+    batches = prepared(data.test_images, preprocessing, batch_size)
+    pairs = zip(batches, data.test_labels.split(batch_size), strict=True)
+    right = sum(int((_logits(model, x).argmax(1) == y).sum()) for x, y in pairs)
     return right / len(data.test_labels)
 
 
@@ -97,6 +85,7 @@ def train_on_(
     epochs: int,
     lr: float,
     teacher: nn.Module | None = None,
+    preprocessing: Preprocessing | None = None,
     size: int | None = None,
     batch_size: int = 128,
     augment: bool = False,
@@ -112,16 +101,23 @@ def train_on_(
         lr: The learning rate at the start.
         teacher: Without labels: the model learns this one's outputs, by their mean square
             difference. With the labels and cross-entropy if None.
-        size: Height and width to scale images to; as they are if None.
+        preprocessing: As in `shrink_on`.
+        size: As in `shrink_on`.
         batch_size: Images a step.
         augment: Whether images are cropped and mirrored at random.
         precision: As in `convsim.lab.runs.Recipe`.
         progress: Called with the steps done and to do.
 
     Raises:
+        ConvsimError: If images that stay in their files shall be cropped at random.
         NonFiniteError: If the loss stops being finite.
     """
-    prepare = Preparation(data, size)
+    if augment and not isinstance(data.train_images, Tensor):
+        raise ConvsimError(
+            "Images are cropped at random after they were scaled to one size: give --size, or "
+            "leave out --augment."
+        )
+    preprocessing = preprocessing or Standardised.of(data.train_images, size)
     steps = epochs * (len(data.train_labels) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -129,9 +125,9 @@ def train_on_(
     model.to(memory_format=layout)  # type: ignore[call-overload]
     rounded = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     model.train()
-    for done, (images, labels) in enumerate(_shuffled(data, epochs, batch_size), 1):
-        inputs = prepare(crop_and_flip(images) if augment else images)
-        inputs = inputs.contiguous(memory_format=layout)
+    batches = _shuffled(data, preprocessing, epochs, batch_size, augment)
+    for done, (images, labels) in enumerate(batches, 1):
+        inputs = images.contiguous(memory_format=layout)
         with rounded:
             logits = _logits(model, inputs).float()
             if teacher is None:
@@ -152,14 +148,21 @@ def train_on_(
     model.eval()
 
 
-def _shuffled(data: ImageData, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _shuffled(
+    data: ImageData, preprocessing: Preprocessing, epochs: int, batch_size: int, augment: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Go through the training images in an order that the epoch alone decides."""
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(data.train_labels), generator=generator)
-        for index in order.split(batch_size):
-            if len(index) == batch_size:  # a BatchNorm may not see one image
-                yield data.train_images[index], data.train_labels[index]
+        order = order[: len(order) // batch_size * batch_size]  # a BatchNorm may not see one image
+        images = data.train_images
+        if isinstance(images, Tensor) and augment:
+            parts = (crop_and_flip(images[index]) for index in order.split(batch_size))
+            batches = chain.from_iterable(prepared(x, preprocessing, batch_size) for x in parts)
+        else:
+            batches = chain(prepared(images[order], preprocessing, batch_size))
+        yield from zip(batches, data.train_labels[order].split(batch_size), strict=True)
 
 
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:

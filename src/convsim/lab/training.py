@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import Sampler
 
 from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
@@ -28,9 +28,10 @@ from convsim.lab.checkpoints import (
     damaged,
     finished_epochs,
 )
-from convsim.lab.classifier import Classifier, accuracy, in_order
+from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.doubts import warn_of_plain_relu
 from convsim.lab.files import locked
+from convsim.lab.loading import Draw, in_order, labelled_batches
 from convsim.lab.models import build_model
 from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record
@@ -38,10 +39,10 @@ from convsim.lab.runs import Run
 from convsim.redundancy import measure
 
 
-class _ShuffledBatches(Sampler[list[int]]):
-    """Index lists in an order that seed and epoch alone decide, so that a resume repeats it.
+class _ShuffledBatches(Sampler[Draw]):
+    """Draws in an order that seed and epoch alone decide, so that a resume repeats it.
 
-    Of each list every process takes its share.
+    Of each batch every process takes its share.
     """
 
     def __init__(self, count: int, run: Run, ours: Processes) -> None:
@@ -54,10 +55,13 @@ class _ShuffledBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return math.ceil(self.count / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.run.epoch_seed(self.epoch))
-        order = torch.randperm(self.count, generator=generator)
-        return (self.ours.share(batch.tolist()) for batch in order.split(self.batch_size))
+    def __iter__(self) -> Iterator[Draw]:
+        epoch_seed = self.run.epoch_seed(self.epoch)
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(epoch_seed))
+        seed = epoch_seed if self.run.recipe.augment else None
+        return (
+            Draw(self.ours.share(batch.tolist()), seed) for batch in order.split(self.batch_size)
+        )
 
 
 def train(
@@ -127,10 +131,7 @@ def _train(
         try:
             trainer.fit(
                 classifier,
-                DataLoader(
-                    TensorDataset(split.train_images, split.train_labels),
-                    sampler=batches, batch_size=None,
-                ),
+                labelled_batches(split.train_images, split.train_labels, batches),
                 in_order(split.test_images, split.test_labels),
                 ckpt_path=checkpoint if resumed else None,
                 weights_only=True,
@@ -146,6 +147,8 @@ def _train(
     record = {
         **run.record(_result(run, classifier, bookkeeping)),
         "effective": _effective(trainer, classifier, callbacks) | bookkeeping.computed,
+        "preprocessing": classifier.preprocessing().to_json(),
+        "classes": len(run.data.classes),
     }
     return classifier.model, record
 

@@ -42,6 +42,8 @@ def to_json(report: ModelRedundancy) -> str:
         "convsim": __version__,
         "model": report.model,
         "images": report.images,
+        "data": report.data,
+        "weights": report.weights,
         "similarity": _number(report.similarity),
         "correlation": _number(report.correlation),
         "rank_correlations": {
@@ -155,6 +157,9 @@ class _Reader:
             images=_count(content["images"]),
             layers=layers,
             examples=self.tensor(content["examples"], torch.uint8, (None,) * 4),
+            # Reports of convsim 0.1 do not say.
+            data=_text(content.get("data", "")),
+            weights=_text(content.get("weights", "")),
         )
 
     def layer(self, content: Object) -> LayerRedundancy:

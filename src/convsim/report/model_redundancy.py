@@ -36,12 +36,16 @@ class ModelRedundancy:
         images: How many images were measured.
         layers: By layer, in the order of the model's modules.
         examples: (images, 1 or 3, height, width) uint8, the images of `LayerRedundancy.pictures`.
+        data: What the images are, for people, such as "digits, test images"; "" if nobody said.
+        weights: Which weights the model had, likewise.
     """
 
     model: str
     images: int
     layers: tuple[LayerRedundancy, ...]
     examples: Tensor = field(repr=False, compare=False)
+    data: str = ""
+    weights: str = ""
 
     @property
     def similarity(self) -> float:

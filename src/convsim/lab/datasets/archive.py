@@ -43,11 +43,21 @@ _CORRUPT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder of a data set; ``read`` is good until the next entry is asked for."""
+    """One file or folder of a data set; ``read`` is good until the next entry is asked for.
+
+    Attributes:
+        name: Its name.
+        is_folder: Whether it is a folder.
+        read: Reads it.
+        size: How many bytes it has.
+        place: Where they begin in the archive; None where that is compressed.
+    """
 
     name: PurePosixPath
     is_folder: bool
     read: Callable[[], bytes]
+    size: int = 0
+    place: int | None = None
 
 
 def sha256(path: Path) -> str:
@@ -78,10 +88,13 @@ def read_tar(
         size = path.stat().st_size
         raw = cast(IO[bytes], bar.wrap_file(file, total=size, description=f"Reading {path.name}"))
         stream = _BoundedReads(opener(raw) if opener else raw, path)
-        yield from _members(stream, path, max_member_bytes, MAX_RATIO * size + max_member_bytes)
+        most = MAX_RATIO * size + max_member_bytes
+        yield from _members(stream, path, max_member_bytes, most, packed=opener is not None)
 
 
-def _members(stream: _BoundedReads, path: Path, limit: int, most: int) -> Iterator[Entry]:
+def _members(
+    stream: _BoundedReads, path: Path, limit: int, most: int, *, packed: bool
+) -> Iterator[Entry]:
     stream.allow(MAX_HEADER_BYTES)
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         while member := tar.next():
@@ -90,7 +103,10 @@ def _members(stream: _BoundedReads, path: Path, limit: int, most: int) -> Iterat
             name = PurePosixPath(member.name)
             _check_member(member, name, path, limit, most)
             stream.allow(member.size)
-            yield Entry(name, member.isdir(), lambda m=member: _read(tar, m, path))  # type: ignore[misc]
+            yield Entry(
+                name, member.isdir(), lambda m=member: _read(tar, m, path),  # type: ignore[misc]
+                member.size, None if packed else member.offset_data,
+            )  # fmt: skip
             stream.allow(MAX_HEADER_BYTES)
     # tarfile takes a header it cannot read for the end. Compressed formats keep their checksum at
     # the very end, behind the padding.

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from convsim.errors import ConvsimWarning
 from convsim.lab.datasets.image_data import ImageData
@@ -25,8 +26,9 @@ _warned: set[Path] = set()
 def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> ImageData:
     """Read a decoded data set, or decode it and keep the result.
 
-    A file in the cache whose content does not match the fingerprint in it is made anew. Where the
-    folder cannot be written, a warning says so once and nothing is kept.
+    Images that stay in their files are not kept. A file in the cache whose content does not match
+    the fingerprint in it is made anew. Where the folder cannot be written, a warning says so once
+    and nothing is kept.
 
     Args:
         key: Hash of what is decoded.
@@ -37,12 +39,21 @@ def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> 
     Returns:
         The data set, under ``name``.
     """
-    path = root / "decoded" / f"{key}-{FORMAT}.safetensors"
-    data = _read(path, name)
+    data = kept(key, name, root)
     if data is None:
         data = decode()
-        _write(path, data)
+        if isinstance(data.train_images, Tensor) and isinstance(data.test_images, Tensor):
+            _write(_path(key, root), data)
     return data
+
+
+def kept(key: str, name: str, root: Path) -> ImageData | None:
+    """Read a decoded data set, if it is there."""
+    return _read(_path(key, root), name)
+
+
+def _path(key: str, root: Path) -> Path:
+    return root / "decoded" / f"{key}-{FORMAT}.safetensors"
 
 
 def _read(path: Path, name: str) -> ImageData | None:
@@ -50,14 +61,21 @@ def _read(path: Path, name: str) -> ImageData | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in _TENSORS}
-        data = ImageData(name, **tensors, classes=tuple(json.loads(metadata["classes"])))
+        classes, notes = (
+            tuple(json.loads(metadata.get(key, "[]"))) for key in ("classes", "notes")
+        )
+        data = ImageData(name, **tensors, classes=classes, notes=notes)
         return data if data.fingerprint == metadata["fingerprint"] else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
 def _write(path: Path, data: ImageData) -> None:
-    metadata = {"classes": json.dumps(data.classes), "fingerprint": data.fingerprint}
+    metadata = {
+        "classes": json.dumps(data.classes),
+        "fingerprint": data.fingerprint,
+        "notes": json.dumps(data.notes),
+    }
     tensors = {key: getattr(data, key).contiguous() for key in _TENSORS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

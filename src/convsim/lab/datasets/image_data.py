@@ -1,4 +1,4 @@
-"""What every data set becomes: tensors in memory, named, with a fingerprint.
+"""What every data set becomes: images in memory or in their files, named, with a fingerprint.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -12,24 +12,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsim.errors import DataError
+from convsim.lab.datasets.image_files import ImageFiles, sampled_pixels
+from convsim.lab.datasets.layout import UNLABELLED
+
+Images = Tensor | ImageFiles
+
+MOST_SAMPLED = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Labelled images of one size, split into a training and a test part.
+    """Labelled images, split into a training and a test part.
 
     Attributes:
         name: Where the images come from, and what was done to them since.
-        train_images: uint8 (N, C, H, W).
+        train_images: uint8 (N, C, H, W), or images that stay in their files.
         train_labels: int64 (N,), indices into ``classes``.
-        test_images: uint8 (N, C, H, W), with the C, H and W of the training part.
+        test_images: As the training part, with its C, H and W.
         test_labels: int64 (N,).
-        classes: One name per label.
-        fingerprint: SHA-256, in hexadecimal, of all images, labels and classes; the name plays no
-            part. Computed when left out.
+        classes: One name per label; one empty name for images without classes.
+        fingerprint: SHA-256, in hexadecimal, of all images, labels and classes; of images that stay
+            in their files, of these files' names and sizes. The name plays no part. Computed when
+            left out.
+        notes: What was done to them that their user should know, in sentences.
 
     Raises:
         DataError: If a tensor has the wrong dtype or shape, a part is empty, images and labels
@@ -46,12 +54,13 @@ class ImageData:
     """
 
     name: str
-    train_images: Tensor = field(repr=False)
+    train_images: Images = field(repr=False)
     train_labels: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
+    test_images: Images = field(repr=False)
     test_labels: Tensor = field(repr=False)
     classes: tuple[str, ...]
     fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_part(
@@ -66,6 +75,24 @@ class ImageData:
             )
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", _fingerprint(self))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are classes."""
+        return self.classes != UNLABELLED
+
+    def require_classes(self) -> ImageData:
+        """Return the data set, if a classifier can be trained on it.
+
+        Raises:
+            DataError: If it has no classes.
+        """
+        if not self.labelled:
+            raise DataError(
+                f"Training needs classes: {self.name!r} has none. Sort the images into folders, "
+                "{class}/{image} or {train,test}/{class}/{image}."
+            )
+        return self
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageData:
         """Draw a stratified random subset; images keep their order.
@@ -125,6 +152,21 @@ class ImageData:
             test_images=self.test_images[drawn],
             test_labels=labels[drawn],
             fingerprint="",
+        )
+
+    def resized(self, size: int) -> ImageData:
+        """Scale images in memory to a square of `size`: the largest about each one's centre.
+
+        Bilinear and antialiased. Images that stay in their files have their size already.
+        """
+        train, test = self.train_images, self.test_images
+        if isinstance(train, ImageFiles) or isinstance(test, ImageFiles):
+            return self
+        if train.shape[2:] == (size, size):
+            return self
+        train, test = squared(train, size), squared(test, size)
+        return replace(
+            self, name=f"{self.name}-{size}px", train_images=train, test_images=test, fingerprint=""
         )
 
     def hold_out(self, fraction: float, seed: int = 0) -> ImageData:
@@ -226,13 +268,17 @@ def _taking_turns(labels: Tensor) -> Tensor:
     return grouped[turn.argsort(stable=True)]
 
 
-def _check_part(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: str) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+def _check_part(images: Images, labels: Tensor, classes: tuple[str, ...], where: str) -> None:
+    if isinstance(images, ImageFiles):
+        whole = len(images) > 0
+    else:
+        whole = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
+    if not whole:
         raise DataError(
             f"Images must be uint8 of shape (N, C, H, W), none of them 0: the {where} has "
             f"{images.dtype} of shape {tuple(images.shape)}. Convert it first."
         )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (len(images),):
         raise DataError(
             f"Labels must be int64, one per image: the {where} has {labels.dtype} of shape "
             f"{tuple(labels.shape)} for {len(images)} images. Convert or complete them."
@@ -245,17 +291,36 @@ def _check_part(images: Tensor, labels: Tensor, classes: tuple[str, ...], where:
         )
 
 
+def squared(images: Tensor, size: int) -> Tensor:
+    """Scale images (N, C, H, W) to (N, C, size, size): the largest square about their centre."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = images[:, :, top : top + side, left : left + side]
+    if side == size:
+        return square
+    return nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+
+
 def _fingerprint(data: ImageData) -> str:
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        if isinstance(part, ImageFiles):
+            digest.update(part.digest)
+            continue
         values = part.cpu().contiguous().numpy()
         digest.update(f"{values.dtype.name}{values.shape}".encode())
         digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
 
 
-def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W)."""
+def pixel_statistics(images: Images) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W).
+
+    Of images that stay in their files, at most `MOST_SAMPLED` are looked at, spread evenly.
+    """
+    if isinstance(images, ImageFiles):
+        images = sampled_pixels(images, MOST_SAMPLED)
     pixels = images.float().transpose(0, 1).flatten(1)
     shape = (1, -1, 1, 1)
     return pixels.mean(1).view(shape), pixels.std(1).clamp(min=1e-3).view(shape)

@@ -1,291 +1,187 @@
-"""Decode the ImageFolder layout, {train,test}/{class}/{image}, from a folder or a tar archive."""
+"""Make a data set of listed images: decoded into memory, or left in their files."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch import Tensor
 
 from convsim.errors import DataError
-from convsim.lab.datasets.archive import MAX_MEMBER_BYTES, Entry
-from convsim.lab.datasets.image_data import ImageData
+from convsim.lab.datasets.decoding import GREY, image_header
+from convsim.lab.datasets.image_data import ImageData, stratified
+from convsim.lab.datasets.image_files import ImageFiles, decoded, fitted
+from convsim.lab.datasets.image_sources import ImageSource
+from convsim.lab.datasets.layout import Layout, Part
+from convsim.lab.datasets.listing import Listing
+from convsim.lab.datasets.memory import memory
+from convsim.lab.datasets.skipping import Skipped
 
-MAX_PIXELS = 2**24
-MAX_SCANS = 100
-"""Most passes over a JPEG's pixels: a few bytes ask for each, so that a small file takes hours."""
-
-LAYOUT = "{train,test}/{class}/{image}, inside one top folder or none"
-_TEST_NAMES = ("test", "val", "validation")
-_FORMATS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF",
-    ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
-# How a mode of PIL is read: as grey or as RGB. The modes left out have more than 8 bits.
-_GREY, _COLOUR = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-
-_Pixels = npt.NDArray[np.uint8]  # (H, W) grey or (H, W, 3) RGB
-_Part = dict[str, dict[str, _Pixels]]  # class → file → pixels
+TEST_SHARE = 0.2
+_PEEKED = 32
 
 
-class _Place(NamedTuple):
-    top: str
-    part: str
-    inside: tuple[str, ...]
+class ManySizesError(DataError):
+    """Images that differ in size, where none was given to scale them to."""
 
 
-def read_folder(path: Path, bar: Progress) -> Iterator[Entry]:
-    """Yield the files and folders of a data set's parts, in the order of their names.
+@dataclass(frozen=True)
+class Shape:
+    """What some images of a data set have in common: (rows, columns), and whether all are grey."""
+
+    size: tuple[int, int]
+    grey: bool
+
+
+def with_test_part(layout: Layout, where: Path, *, whole: bool) -> tuple[Layout, tuple[str, ...]]:
+    """Give a layout that has one part a test part, and say what was done.
 
     Args:
-        path: The folder. Links in it are followed.
-        bar: Shows the share of the files that was read.
+        layout: The layout.
+        where: What it is of, for error messages.
+        whole: Whether both parts shall be all the images; else a fifth of each class, drawn with
+            seed 0, is the test part.
 
     Raises:
-        DataError: If a file is too large or cannot be read.
+        DataError: If a class has fewer than two images.
     """
-    entries = list(_walk(path, PurePosixPath()))
-    for name, item in bar.track(entries, description=f"Decoding {path.name}"):
-        yield Entry(name, item.is_dir(), lambda file=Path(item): _read_file(file))  # type: ignore[misc]
+    if layout.test is not None:
+        return layout, ()
+    if whole:
+        return Layout(layout.train, layout.train, layout.classes), ()
+    numbers, labels = layout.train.numbers, layout.train.labels
+    few = (labels.bincount(minlength=len(layout.classes)) < 2).nonzero()
+    if len(few):
+        raise DataError(
+            f"A class needs two images to be split into parts: {layout.classes[int(few[0])]!r} of "
+            f"{where} has one. Add images, or take the class out."
+        )
+    count = max(round(TEST_SHARE * len(labels)), len(layout.classes))
+    drawn = stratified(labels, count, seed=0, where=f"the images of {where}")
+    stays = torch.ones(len(labels), dtype=torch.bool)
+    stays[drawn] = False
+    train, test = (Part(numbers[chosen], labels[chosen]) for chosen in (stays, drawn))
+    note = (
+        f"{where} has no train and test folders: {len(drawn):,} of its {len(labels):,} images, "
+        "drawn by class with seed 0, are the test part."
+    )
+    return Layout(train, test, layout.classes), (note,)
 
 
-def folder_key(path: Path) -> str:
-    """Hash where a folder is and the names, sizes and modification times of its files."""
-    # The place is part of it: unpacked archives often share names, sizes and rounded times.
-    digest = hashlib.sha256(os.fsencode(path.resolve()))
-    for name, item in _walk(path, PurePosixPath()):
+def common_shape(listing: Listing, *, resized: bool) -> Shape:
+    """Look at the headers of some images, spread evenly over all.
+
+    Args:
+        listing: The images.
+        resized: Whether they may differ in size; (0, 0) stands for that.
+
+    Raises:
+        DataError: If two differ in size and they may not, or none can be read.
+    """
+    source, numbers = listing.source, listing.layout.train.numbers
+    if listing.layout.test is not None:
+        numbers = torch.cat([numbers, listing.layout.test.numbers])
+    sizes: dict[tuple[int, int], str] = {}
+    grey = True
+    for place in torch.linspace(0, len(numbers) - 1, min(_PEEKED, len(numbers))).long().tolist():
+        number = int(numbers[place])
         try:
-            status = item.stat()
-        except OSError as error:
-            raise _unreadable(Path(item), error) from error
-        digest.update(f"\n{str(name)!r} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+            width, height, mode = image_header(source.read(number))
+        except Exception:  # decoding tells why
+            continue
+        sizes.setdefault((height, width), source.names[number])
+        grey &= mode in GREY
+    if len(sizes) > 1 and not resized:
+        raise _two_sizes(source, *[*sizes.items()][1::-1])
+    return Shape(next(iter(sizes)) if len(sizes) == 1 else (0, 0), grey and bool(sizes))
 
 
-def decode_image_folder(entries: Iterable[Entry], *, name: str, where: Path) -> ImageData:
-    """Decode every image of an ImageFolder layout.
+def fits(count: int, channels: int, size: tuple[int, int]) -> bool:
+    """Tell whether decoded images fill at most a quarter of this machine's memory."""
+    return count * channels * size[0] * size[1] <= memory() // 4
 
-    Classes are sorted by name, images by class and file name. All images must have one size.
-    They stay grey only if every one is grey; otherwise all become RGB, without transparency. Each
-    is turned as its EXIF tag says; of several frames, the first is taken. Hidden
-    files, files that are no images, and folders outside the layout play no part.
+
+def leave_in_files(
+    listing: Listing, name: str, size: tuple[int, int], channels: int, skipped: Skipped
+) -> ImageData:
+    """Make a data set of which no image is read before it is asked for."""
+    layout = listing.layout
+    assert layout.test is not None
+    train, test = (
+        ImageFiles(listing.source, part.numbers, size, channels, skipped)
+        for part in (layout.train, layout.test)
+    )
+    return ImageData(name, train, layout.train.labels, test, layout.test.labels, layout.classes)
+
+
+def decode_all(
+    listing: Listing, name: str, size: tuple[int, int] | None, bar: Progress, skipped: Skipped
+) -> ImageData:
+    """Decode every image into memory.
+
+    They stay grey only if every one is grey; otherwise all become RGB.
 
     Args:
-        entries: The files and folders of the data set, in any order.
+        listing: The images.
         name: Name of the result.
-        where: What the entries come from, for error messages.
-
-    Returns:
-        uint8 images with C = 1 or 3.
+        size: What they are scaled to and cropped about their centre; None if all have one size.
+        bar: Shows the share that is done.
+        skipped: What is left out.
 
     Raises:
-        DataError: If the layout is another one, a class is empty or missing in one part, an image
-            cannot be decoded or has a size of its own, or all are more than the memory holds.
+        DataError: If an image cannot be decoded or, without a size, has one of its own.
     """
-    found: dict[tuple[str, str], _Part] = {}
-    first: tuple[PurePosixPath, tuple[int, ...]] | None = None
-    decoded = 0
-    for entry in entries:
-        place = _place(entry.name)
-        if place is None:
+    layout, source = listing.layout, listing.source
+    assert layout.test is not None
+    pixels: dict[int, np.ndarray] = {}
+    first: tuple[tuple[int, int], str] | None = None
+    numbers = [*layout.train.numbers.tolist(), *layout.test.numbers.tolist()]
+    for number in bar.track(numbers, description=f"Decoding {listing.source.where.name}"):
+        if number in pixels:
             continue
-        if entry.is_folder:
-            part = found.setdefault((place.top, place.part), {})
-            if len(place.inside) == 1:
-                part.setdefault(place.inside[0], {})
+        try:
+            image = decoded(source.read(number), source, number)
+        except DataError as error:
+            skipped.skip(source.names[number], error)
             continue
-        if not _is_image(entry.name, where):
-            continue
-        if len(place.inside) != 2:
-            raise DataError(
-                f"Images must lie at {LAYOUT}: {str(entry.name)!r} in {where} lies elsewhere. "
-                f"Move it into a class folder, or take it out."
-            )
-        pixels = _decode(entry, where)
-        decoded += pixels.nbytes
-        if decoded > _memory() // 4:
-            raise DataError(
-                f"Decoded images must fit in a quarter of this machine's memory: {where} goes "
-                f"beyond at {str(entry.name)!r}. Make the images smaller, or take fewer."
-            )
-        first = first or (entry.name, pixels.shape[:2])
-        if pixels.shape[:2] != first[1]:
-            raise DataError(
-                f"All images must have one size: {str(entry.name)!r} in {where} has "
-                f"{_size(pixels.shape)}, {str(first[0])!r} has {_size(first[1])} (width×height). "
-                f"Resize or crop them all to one size."
-            )
-        images = found.setdefault((place.top, place.part), {}).setdefault(place.inside[0], {})
-        if images.setdefault(place.inside[1], pixels) is not pixels:
-            raise DataError(
-                f"A file may be there only once: {where} has {str(entry.name)!r} twice. "
-                f"Pack it again."
-            )
-    train, test = _parts(found, where)
-    classes = tuple(sorted(train))
-    grey = all(p.ndim == 2 for part in (train, test) for c in part.values() for p in c.values())
-    return ImageData(name, *_stack(train, classes, grey), *_stack(test, classes, grey), classes)
+        if size is not None:
+            image = fitted(image, size)
+        shape = (image.height, image.width)
+        first = first or (shape, source.names[number])
+        if shape != first[0]:
+            raise _two_sizes(source, (shape, source.names[number]), first)
+        pixels[number] = np.asarray(image)
+    grey = all(image.ndim == 2 for image in pixels.values())
+    train, test = (_stack(pixels, part, grey, source) for part in (layout.train, layout.test))
+    return ImageData(name, *train, *test, layout.classes)
 
 
-def _memory() -> int:
-    """Return how many bytes of memory the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _stack(
+    pixels: dict[int, np.ndarray], part: Part, grey: bool, source: ImageSource
+) -> tuple[Tensor, Tensor]:
+    pairs = zip(part.numbers.tolist(), part.labels.tolist(), strict=True)
+    there = [(number, label) for number, label in pairs if number in pixels]
+    if not there:
+        raise DataError(f"No image of {source.where} can be read. Give other files.")
+    height, width = pixels[there[0][0]].shape[:2]
+    images = np.empty((len(there), 1 if grey else 3, height, width), dtype=np.uint8)
+    for image, (number, _) in zip(images, there, strict=True):
+        # Grey among colours spreads over the three channels.
+        one = pixels[number]
+        image[:] = one if one.ndim == 2 else one.transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.tensor([label for _, label in there])
 
 
-def _walk(folder: Path, name: PurePosixPath) -> Iterator[tuple[PurePosixPath, os.DirEntry[str]]]:
-    """Walk folders that can belong to the layout, and only those: no link can lead in a circle."""
-    try:
-        items = sorted(os.scandir(folder), key=lambda item: item.name)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for item in items:
-        inner = name / item.name
-        place = _place(inner)
-        if place:
-            yield inner, item
-        might_be_top = len(inner.parts) == 1 and not item.name.startswith(".")
-        if item.is_dir() and (might_be_top or (place and len(place.inside) <= 2)):
-            yield from _walk(Path(item), inner)
-
-
-def _place(name: PurePosixPath) -> _Place | None:
-    """Locate a name in the layout; None for what lies outside of it and for hidden files."""
-    parts = name.parts
-    if any(part.startswith(".") for part in parts):
-        return None
-    for depth in (0, 1):
-        if len(parts) > depth and parts[depth] in ("train", *_TEST_NAMES):
-            return _Place("/".join(parts[:depth]), parts[depth], parts[depth + 1 :])
-    return None
-
-
-def _is_image(name: PurePosixPath, where: Path) -> bool:
-    suffix = name.suffix.lower()
-    if suffix not in _FORMATS and Image.registered_extensions().get(suffix) in Image.OPEN:
-        raise DataError(
-            f"Images must be {', '.join(_FORMATS)}: {str(name)!r} in {where} is not. Convert it."
-        )
-    return suffix in _FORMATS
-
-
-def _read_file(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # it might never end
-        raise _unreadable(path, OSError("a device or a pipe"))
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_MEMBER_BYTES + 1)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if len(content) > MAX_MEMBER_BYTES:
-        raise DataError(
-            f"An image may have at most {MAX_MEMBER_BYTES} bytes: {path} has more. Make it smaller."
-        )
-    return content
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"Every file and folder of a data set must be readable: {path} is not ({error}). "
-        f"Correct its permissions or the link, or take it out."
+def _two_sizes(source: ImageSource, *found: tuple[tuple[int, int], str]) -> ManySizesError:
+    (one, name), (other, first) = found
+    return ManySizesError(
+        f"All images must have one size: {name!r} in {source.where} has {_size(one)}, {first!r} "
+        f"has {_size(other)} (width×height). Give the one to scale and crop them to, with --size."
     )
 
 
-def _decode(entry: Entry, where: Path) -> _Pixels:
-    content = entry.read()
-    try:
-        with _open(content) as image:
-            _check_header(image, content)
-            if image.format == "PNG":
-                image.verify()  # decoding looks at some of its checksums only
-                image = _open(content)  # noqa: PLW2901 - verifying uses it up
-            pixels = np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
-            return _upright(pixels, image)
-    # PIL's decoders let through many kinds of errors on bytes that are no image.
-    except Exception as error:
-        # Its own text for this one holds the address of an object.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(
-            f"Every image must be a readable file of moderate size with 8 bits per channel: "
-            f"{str(entry.name)!r} in {where} is not ({reason}). Replace it or take it out."
-        ) from error
-
-
-def _upright(pixels: _Pixels, image: Image.Image) -> _Pixels:
-    """Turn and mirror pixels (H, W, …) as the image's EXIF tag says, and as viewers show it."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of many kinds; viewers show such an image as it is stored
-        return pixels
-    if orientation in (5, 6, 7, 8):  # rows and columns change places
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _open(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values())))
-
-
-def _check_header(image: Image.Image, content: bytes) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width}×{height} pixels, {MAX_PIXELS} allowed")
-    if image.mode not in _GREY | _COLOUR:
-        raise OSError(f"mode {image.mode!r} has more than 8 bits per channel")
-    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
-        raise OSError(f"more than {MAX_SCANS} scans")
-
-
-def _size(shape: tuple[int, ...]) -> str:
+def _size(shape: tuple[int, int]) -> str:
     return f"{shape[1]}×{shape[0]}"
-
-
-def _parts(found: dict[tuple[str, str], _Part], where: Path) -> tuple[_Part, _Part]:
-    """Tell the training from the test part, and check that they hold the same classes."""
-    names = [part for _, part in found]
-    tests = [part for part in names if part != "train"]
-    if len({top for top, _ in found}) > 1 or "train" not in names or len(tests) != 1:
-        there = ", ".join("/".join(filter(None, key)) for key in sorted(found)) or "neither"
-        raise DataError(
-            f"A data set must have the layout {LAYOUT}, with one train folder and one of "
-            f"{', '.join(_TEST_NAMES)}: {where} has {there}. Rename or remove folders to fit."
-        )
-    parts = {part: classes for (_, part), classes in found.items()}
-    train, test = parts["train"], parts[tests[0]]
-    for part, classes in parts.items():
-        empty = [label for label, images in classes.items() if not images]
-        if empty or not classes:
-            folder = f"class folder {part}/{min(empty)}" if empty else f"{part} folder"
-            raise DataError(
-                f"Every class folder must hold an image: the {folder} of {where} has none. "
-                f"Fill it, or remove the class from both parts."
-            )
-    if train.keys() != test.keys():
-        raise DataError(
-            f"Training and test part must have the same classes: in {where}, only train has "
-            f"{sorted(train.keys() - test.keys())}, only {tests[0]} has "
-            f"{sorted(test.keys() - train.keys())}. Complete or remove these."
-        )
-    return train, test
-
-
-def _stack(part: _Part, classes: tuple[str, ...], grey: bool) -> tuple[Tensor, Tensor]:
-    ordered = [(i, p) for i, c in enumerate(classes) for _, p in sorted(part[c].items())]
-    height, width = ordered[0][1].shape[:2]
-    images = np.empty((len(ordered), 1 if grey else 3, height, width), dtype=np.uint8)
-    for image, (_, pixels) in zip(images, ordered, strict=True):
-        # Grey among colours spreads over the three channels.
-        image[:] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(images), torch.tensor([i for i, _ in ordered])

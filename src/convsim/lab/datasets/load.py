@@ -7,24 +7,30 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convsim.errors import DataError, did_you_mean
 from convsim.home import home
-from convsim.lab.datasets.archive import read_tar, sha256
-from convsim.lab.datasets.cache import cached
+from convsim.lab.datasets.archive import sha256
+from convsim.lab.datasets.cache import cached, kept
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.digits import load_digits
 from convsim.lab.datasets.download import RemoteFile, fetch
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.datasets.image_folder import (
-    LAYOUT,
-    decode_image_folder,
-    folder_key,
-    read_folder,
+    common_shape,
+    decode_all,
+    fits,
+    leave_in_files,
+    with_test_part,
 )
+from convsim.lab.datasets.image_sources import FolderImages
+from convsim.lab.datasets.layout import LAYOUT
+from convsim.lab.datasets.listing import Listing, is_listed, list_images
+from convsim.lab.datasets.memory import memory
 from convsim.lab.datasets.mnist import decode_mnist
+from convsim.lab.datasets.skipping import Skipped
 from convsim.lab.terminal import progress_bar
 
 
@@ -106,29 +112,55 @@ DATASETS: dict[str, NamedDataset] = {
 
 
 def load_dataset(
-    source: str | os.PathLike[str], *, root: Path | None = None, progress: bool = True
+    source: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    stream: bool = False,
+    whole: bool = False,
+    skip_bad: bool = False,
+    root: Path | None = None,
+    progress: bool = True,
 ) -> ImageData:
-    """Load a data set by name, or from a folder or tar archive of images.
+    """Load a data set by name, or images from a folder, tar archives or Hugging Face's datasets.
 
-    A path has the layout {train,test}/{class}/{image}, optionally inside one top folder; "test"
-    may be called "val" or "validation". Images are JPEG, PNG, BMP, WebP, GIF (of which the first
-    frame is taken) or TIFF, of one size when they are turned as their EXIF tags say.
-    Decoding happens once: the result is kept under ``root``, together with what is downloaded.
-    Pixels of a JPEG, and so the fingerprint, can depend on the version of Pillow that decoded it.
+    A folder, or a tar archive (compressed or not), has the layout {train,test}/{class}/{image},
+    optionally inside one top folder; "test" may be called "val" or "validation". From
+    {class}/{image} a fifth of each class, drawn with seed 0, becomes the test part, which a note
+    says. A folder of tar archives, or a pattern such as ``shards/*-{000..031}.tar``, is one of
+    WebDataset shards: images, each with its class in a file of its name that ends in ".cls". A
+    folder that ``datasets.save_to_disk`` wrote has a column of Image and one of ClassLabel.
+
+    Images are JPEG, PNG, BMP, WebP, GIF (of which the first frame is taken) or TIFF; what becomes
+    of grey, CMYK, palettes, transparency, 16 bits and EXIF tags is said at
+    `convsim.lab.datasets.decoding.decode_image`. Without `size` all must have one.
+
+    Images that decoded fit in a quarter of the memory are decoded once: the result is kept under
+    ``root``, together with what is downloaded. Pixels of a JPEG, and so the fingerprint, can depend
+    on the version of Pillow that decoded it. Others stay in their files.
 
     Args:
         source: A key of ``DATASETS``, or a path; write ``./digits`` for a folder of that name.
+        size: Height and width: of each image the largest square about its centre is scaled to it,
+            bilinear and antialiased.
+        stream: Leave images in their files however few there are. Without `size`, they keep theirs.
+        whole: Take any images: where there is one part, it is both, and folders need be no classes.
+        skip_bad: Leave out images that cannot be read; a note names them.
         root: Folder for downloads and decoded data sets. Defaults to the environment variable
             CONVSIM_HOME, or ``~/.cache/convsim`` without it, as `convsim.home.home` has it.
         progress: Whether to show bars on stderr.
 
     Returns:
-        The whole data set in memory, uint8.
+        The data set, uint8: a `torch.Tensor` of images in memory, or a
+        `convsim.lab.datasets.image_files.ImageFiles`.
 
     Raises:
         DataError: If the source is unknown, cannot be downloaded, is corrupt or unsafe, or has
             another layout.
         MissingExtraError: If an optional dependency is not installed.
+
+    Cost: listing a million files takes seconds and some 100 bytes of memory each; a compressed
+    archive is read once, and its images kept as they are encoded, in at most a quarter of the
+    memory.
 
     Example:
         >>> data = load_dataset("digits")
@@ -139,18 +171,75 @@ def load_dataset(
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text in DATASETS:
-        return _load_named(text, root, progress)
-    if path.is_dir():
-        decode, key = _decode_folder, folder_key(path)
-    elif path.is_file():
-        decode, key = _decode_tar, sha256(path)
-    else:
+        data = _load_named(text, root, progress)
+        return data if size is None else data.resized(size)
+    if not is_listed(path):
         raise DataError(
             f"A data set must be one of {', '.join(DATASETS)}, or the path of a folder or tar "
             f"archive with the layout {LAYOUT}: there is no {text!r}."
             f"{did_you_mean(text, DATASETS) or ' Check the spelling.'}"
         )
-    return cached(key, _stem(path), root, functools.partial(decode, path, progress))
+    return _Loading(path, root, size, stream, whole, skip_bad, progress).load()
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """One load of a path, with the options of `load_dataset`."""
+
+    path: Path
+    root: Path
+    size: int | None
+    stream: bool
+    whole: bool
+    skip_bad: bool
+    progress: bool
+
+    def load(self) -> ImageData:
+        key = None
+        if not self.stream and self.path.is_file() and self.path.stat().st_size <= memory() // 4:
+            key = self._key(sha256(self.path))
+            if (data := kept(key, self._name(), self.root)) is not None:
+                return data
+        skipped = Skipped(self.skip_bad)
+        with progress_bar(self.progress) as bar:
+            listing = list_images(self.path, bar, whole=self.whole, skipped=skipped)
+        if not self.stream and isinstance(listing.source, FolderImages):
+            key = self._key(listing.key)
+            if (data := kept(key, self._name(), self.root)) is not None:
+                return data
+        layout, notes = with_test_part(listing.layout, self.path, whole=self.whole)
+        listing = replace(listing, layout=layout)
+
+        def decode() -> ImageData:
+            data = self._decoded(listing, skipped)
+            said = (str(skipped),) if skipped.names else ()
+            return replace(data, notes=(*notes, *said))
+
+        return decode() if key is None else cached(key, self._name(), self.root, decode)
+
+    def _decoded(self, listing: Listing, skipped: Skipped) -> ImageData:
+        size = None if self.size is None else (self.size, self.size)
+        if self.stream and size is None:
+            return leave_in_files(listing, self._name(), (0, 0), 3, skipped)
+        shape = common_shape(listing, resized=size is not None)
+        channels = 1 if shape.grey else 3
+        layout = listing.layout
+        count = len(layout.train.numbers)
+        if layout.test is not None and layout.test is not layout.train:
+            count += len(layout.test.numbers)
+        if self.stream or not fits(count, channels, size or shape.size):
+            return leave_in_files(listing, self._name(), size or shape.size, channels, skipped)
+
+        with progress_bar(self.progress) as bar:
+            return decode_all(listing, self._name(), size, bar, skipped)
+
+    def _key(self, key: str) -> str:
+        """Tell results of other options apart."""
+        chosen = (self.size, self.whole, self.skip_bad)
+        return key if chosen == (None, False, False) else f"{key}-{'-'.join(map(str, chosen))}"
+
+    def _name(self) -> str:
+        return _stem(self.path) + (f"-{self.size}px" if self.size is not None else "")
 
 
 def _load_named(name: str, root: Path, progress: bool) -> ImageData:
@@ -161,16 +250,6 @@ def _load_named(name: str, root: Path, progress: bool) -> ImageData:
         return decode()
     key = hashlib.sha256("".join([name, *map(sha256, paths)]).encode()).hexdigest()
     return cached(key, name, root, decode)
-
-
-def _decode_folder(path: Path, progress: bool) -> ImageData:
-    with progress_bar(progress) as bar:
-        return decode_image_folder(read_folder(path, bar), name=_stem(path), where=path)
-
-
-def _decode_tar(path: Path, progress: bool) -> ImageData:
-    with progress_bar(progress) as bar:
-        return decode_image_folder(read_tar(path, bar), name=_stem(path), where=path)
 
 
 def _stem(path: Path) -> str:
