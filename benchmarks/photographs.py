@@ -5,11 +5,12 @@
     python benchmarks/photographs.py --show       # the last records again
 
 Photographs: noise of three scales, sides from 100 to 2,000 pixels (log-uniform), in JPEG, PNG, BMP,
-WebP, GIF and TIFF, colour, grey, palette, with alpha, CMYK, 16 bits and EXIF tags; the one in the middle
-is damaged. `convsim measure timm:test_resnet --skip-bad` runs on 1,000 and on 10,000 of them in a process
-of its own; the peak is of the process with its workers, each page counted once (PSS), sampled ten times
-a second. Then it is stopped by Ctrl-C in the middle. The list: 1,000 class folders of 1,280 names each,
-hard links to one image a class; a fresh process loads it with `load_dataset`.
+WebP, GIF and TIFF, colour, grey, palette, with alpha, CMYK, 16 bits and EXIF tags; the one in the
+middle is damaged. `convsim measure timm:test_resnet --skip-bad` runs on 1,000 and on 10,000 of them
+in a process of its own; the peak is of the process with its workers, each page counted once (PSS),
+sampled ten times a second. Then it is stopped by Ctrl-C in the middle. The list: 1,000 class
+folders of 1,280 names each, hard links to one image a class; a fresh process loads it with
+`load_dataset`.
 
 torchvision and timm must load beside torch, or lie where `make test` puts them.
 """
@@ -124,7 +125,7 @@ def start(folder, images, report):
     return subprocess.Popen(
         [sys.executable, "-c", code, *command, "--json", str(report)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
 
 

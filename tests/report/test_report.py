@@ -10,6 +10,8 @@ from rich.console import Console
 import convsim
 from closeness import assert_close
 
+pytestmark = pytest.mark.core
+
 
 def printed(renderable):
     console = Console(width=200)
