@@ -63,14 +63,46 @@ def taylor(model: nn.Module, slot: Slot, w_OP: Tensor) -> Tensor:
     return (w_OP * g_OP).sum(1).square()
 
 
+def hessian(model: nn.Module, slot: Slot, w_OP: Tensor) -> Tensor:
+    """LeCun et al. 1989, with the squares of single images' gradients as the diagonal."""
+    module: Any = model.get_submodule(slot.key.name)
+    squares = copy.copy(module)
+    squares._parameters = {**module._parameters, "weight": nn.Parameter(module.weight.squares)}
+    h_OP = filters_of(squares).flatten(0, 1).flatten(1)
+    return (w_OP.square() * h_OP).sum(1)
+
+
 def drawn(model: nn.Module, slot: Slot, w_OP: Tensor) -> Tensor:
     """Score at random."""
     return torch.rand(len(w_OP), generator=torch.Generator().manual_seed(len(slot.key.name)))
 
 
 CRITERIA: dict[str, Score] = {
-    "L1": l1, "L2": l2, "FPGM": fpgm, "LAMP": lamp, "Taylor": taylor, "random": drawn,
+    "L1": l1, "L2": l2, "FPGM": fpgm, "LAMP": lamp, "Taylor": taylor, "Hessian": hessian,
+    "random": drawn,
 }  # fmt: skip
+
+
+def score_gradients_(model: nn.Module, inputs: Tensor, labels: Tensor, one_by_one: int) -> None:
+    """Leave the gradients of the task's loss in a network's weights, and squares of single ones.
+
+    Args:
+        model: The network, in ``eval()`` mode.
+        inputs: Images.
+        labels: Their labels.
+        one_by_one: Of how many images the gradients are squared and added up, as ``.squares``.
+    """
+    loss = nn.functional.cross_entropy
+    weights = [p for p in model.parameters() if p.requires_grad]
+    squares = [torch.zeros_like(p) for p in weights]
+    for x, y in zip(inputs[:one_by_one].split(1), labels[:one_by_one].split(1), strict=True):
+        gradients = torch.autograd.grad(loss(model(x), y), weights)
+        torch._foreach_addcmul_(squares, gradients, gradients)
+    for weight, square in zip(weights, squares, strict=True):
+        weight.squares = square  # type: ignore[attr-defined]
+    model.zero_grad()
+    for x, y in zip(inputs.split(100), labels.split(100), strict=True):
+        loss(model(x), y).backward()
 
 
 def batch_norm_scale(model: nn.Module, found: Survey, slot: Slot) -> Tensor:
@@ -141,20 +173,22 @@ def neuron_merging(
     return cut(small, found, kept)
 
 
-def folding(model: nn.Module, found: Survey, counts: Sequence[int], steps: int = 30) -> nn.Module:
-    """Wang et al. 2025, model folding: k-means of filters; means put out, sums read."""
+def folding(model: nn.Module, found: Survey, counts: Sequence[int]) -> nn.Module:
+    """Wang et al. 2025, model folding: k-means of channels; means put out, sums read.
+
+    As in the authors' osaukh/folding_as_projection, a channel is told apart by everything that goes
+    with it: its filters as they are, the scale and shift after them, and what its consumers weigh
+    it with; means are taken of weights, of scale and shift and of BatchNorm's statistics alike.
+    """
+    from sklearn.cluster import KMeans  # noqa: PLC0415
+
     small = copy.deepcopy(model)
     kept = []
     for group, readers, count in zip(found.groups, found.consumers, counts, strict=True):
-        rows_MP = normalized_rows(model, found, group)
-        start = torch.randperm(len(rows_MP), generator=torch.Generator().manual_seed(0))[:count]
-        centre_KP = rows_MP[start]
-        for _ in range(steps):
-            cluster_M = torch.cdist(rows_MP, centre_KP).argmin(1)
-            for k in range(count):
-                if (cluster_M == k).any():
-                    centre_KP[k] = rows_MP[cluster_M == k].mean(0)
-        first = [int((cluster_M == k).nonzero()[0]) for k in range(count) if (cluster_M == k).any()]
+        rows_MP = everything_of(model, found, group)
+        means = KMeans(count, n_init=10, random_state=0).fit(rows_MP.numpy())
+        cluster_M = torch.as_tensor(means.labels_)
+        first = [int((cluster_M == k).nonzero()[0]) for k in cluster_M.unique()]
         spare = [m for m in range(len(rows_MP)) if m not in first]
         channels = sorted(first + spare[: count - len(first)])
         a_MK = torch.zeros(len(rows_MP), count)
@@ -166,6 +200,31 @@ def folding(model: nn.Module, found: Survey, counts: Sequence[int], steps: int =
             read_differently_(small, one, channels, a_MK)
         kept.append(channels)
     return cut(small, found, kept)
+
+
+def everything_of(model: nn.Module, found: Survey, group: Group) -> Tensor:
+    """Return all weights that go with each map of a group: (M, P)."""
+    parts = [torch.zeros(group.channels, 0)]
+    for slot in group.slots:
+        module: Any = model.get_submodule(slot.key.name)
+        if slot.key.role == "input":
+            rows = [filters_of(module)[0].transpose(0, 1).flatten(1)]
+        elif slot.key.role == "output" or module.weight.dim() > 1:
+            rows = [filters(model, slot)]
+        else:
+            rows = [p.detach()[:, None] for p in module.parameters(recurse=False)]
+        for row_IP in rows:
+            row_MP = torch.zeros(group.channels, row_IP.shape[1] * _times(slot))
+            for channel in {*slot.channels} - {-1}:
+                where = [i for i, c in enumerate(slot.channels) if c == channel]
+                row_MP[channel] = row_IP[where].flatten()
+            parts.append(row_MP)
+    return torch.cat(parts, 1)
+
+
+def _times(slot: Slot) -> int:
+    """Tell how often each channel is on an axis."""
+    return slot.channels.count(max(slot.channels))
 
 
 def average_(model: nn.Module, group: Group, cluster_M: Tensor, first: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """A 1-d network that tells instruments by their waveforms, trained by Accelerate.
 
 The notes are synthesised: six timbres (the strength of each harmonic, an attack and a decay), any
-pitch, and noise. Two batches are accumulated for a step and gradients are clipped: the penalty's
-gradient comes once a step, after both.
+pitch, and noise. Two batches are accumulated for a step and gradients are clipped: the penalty is
+part of the loss, so both are done to it too.
 """
 
 import math
@@ -47,12 +47,13 @@ accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
 loader = DataLoader(notes(1200, seed=1), batch_size=32, shuffle=True)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-convsim.Regularizer(accelerator.unwrap_model(model)).attach(optimizer)
+criterion = nn.CrossEntropyLoss()
+convsim.Regularizer(accelerator.unwrap_model(model)).attach(criterion)
 
 for epoch in range(5):
     for sounds, labels in loader:
         with accelerator.accumulate(model):
-            loss = nn.functional.cross_entropy(model(sounds), labels)
+            loss = criterion(model(sounds), labels)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)

@@ -38,11 +38,12 @@ def error_and_similarity(coefficient: float, seed: int) -> tuple[float, float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, EPOCHS * 16)
     # The errors here are near 0.01, a hundredth of a cross-entropy, so the coefficient is too.
-    convsim.Regularizer(model, coefficient=coefficient).attach(optimizer)
+    criterion = nn.MSELoss()
+    convsim.Regularizer(model, coefficient=coefficient).attach(criterion)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(train)).split(64):
             optimizer.zero_grad()
-            nn.functional.mse_loss(model(train[batch]), train[batch]).backward()
+            criterion(model(train[batch]), train[batch]).backward()
             optimizer.step()
             schedule.step()
     model.eval()

@@ -44,7 +44,7 @@ TUNED = ("--method", "none", "--method", "recommended@0.1,1", "--seeds", "1", "-
 PAIRED = ("--method", "none", "--method", "recommended@0.1", "--seeds", "2", "--jobs", "2")
 VICTIMS = {
     "train": ("train", "--method", "recommended-both", *SMALL),
-    "train auto": ("train", "--method", "data-aware@auto", *SMALL),
+    "train auto": ("train", "--method", "recommended@auto", *SMALL),
     "compare": ("compare", *TUNED, *SMALL),
     "compare on 2": ("compare", *PAIRED, *SMALL),
 }

@@ -49,7 +49,7 @@ def steps(penalty: str, count: int) -> Iterator[int]:
     for step in range(count):
         optimizer.zero_grad()
         loss = model(torch.randn(2 + step % 3, 3, 12, 12)).square().mean()
-        if step % 2 or penalty == "decov":
+        if step % 2 or penalty in ("recommended", "decov"):  # on maps
             (loss + regularizer()).backward()
         else:
             loss.backward()

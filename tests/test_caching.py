@@ -40,7 +40,9 @@ def penalties(model, x):
         model(x)
         value = regularizer()
         value.backward()
-        values += [value.detach(), regularizer.backward_()]
+        values.append(value.detach())
+        if form != "recommended":
+            values.append(regularizer.backward_())
     return [*values, model(x)]
 
 

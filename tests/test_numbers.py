@@ -180,13 +180,15 @@ def test_penalties_on_directions_ignore_the_size_of_filters_and_inputs(name, siz
     model(images)
     expected = regularizer()
     gradient = torch.autograd.grad(expected, model[0].weight)[0]
-    with torch.no_grad():
-        model[0].weight.mul_(size)
-    assert_close(regularizer(), expected, terms=SUMS)
-    actual = torch.autograd.grad(regularizer(), model[0].weight)[0]
-    assert_close(actual * size, gradient, terms=2 * SUMS)
     model(images * size)
     assert_close(regularizer(), expected, terms=SUMS)
+    with torch.no_grad():
+        model[0].weight.mul_(size)
+    model(images)
+    value = regularizer()
+    assert_close(value, expected, terms=SUMS)
+    actual = torch.autograd.grad(value, model[0].weight)[0]
+    assert_close(actual * size, gradient, terms=2 * SUMS)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])

@@ -8,12 +8,13 @@ import convsim
 
 def test_public_names():
     assert sorted(convsim.__all__) == [
-        "ConvolutionalSimilarity", "ConvsimError", "ConvsimWarning", "DataError",
-        "ExpectedSimilarity", "InitializationHistory", "KernelRedundancy", "LayerChange",
-        "LayerRedundancy", "MapPair", "MissingExtraError", "NonFiniteError", "PRESETS",
-        "RedundancyComparison", "RedundancyReport", "Regularizer", "ShrinkReport", "Shrunk",
-        "conv_layers", "convolutional_similarity", "expected_similarity", "initialize_",
-        "load_shrunk", "measure", "shrink", "similarity_matrix",
+        "ActivationPenalty", "ConvolutionalSimilarity", "ConvsimError", "ConvsimWarning",
+        "DataError", "InitializationHistory", "KernelBank", "KernelRedundancy", "LayerChange",
+        "LayerRedundancy", "MapPair", "MapSimilarity", "MissingExtraError", "NonFiniteError",
+        "PRESETS", "Penalty", "RedundancyComparison", "RedundancyReport", "Regularizer",
+        "ShrinkReport", "Shrunk", "conv_layers", "convolutional_similarity",
+        "expected_similarity", "initialize_", "kernel_bank", "load_shrunk", "measure", "shrink",
+        "similarity_matrix",
     ]  # fmt: skip
     assert all(hasattr(convsim, name) for name in convsim.__all__)
 
@@ -30,8 +31,7 @@ model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.
 images = torch.randn(4, 3, 9, 9)
 convsim.initialize_(model, steps=2)
 regularizer = convsim.Regularizer(model)
-model(images).square().mean().backward()
-regularizer.backward_()
+(model(images).square().mean() + regularizer()).backward()
 report = convsim.measure(model, [images])
 assert "<!doctype html>" in report.to_html().lower()
 assert convsim.RedundancyReport.from_json(report.to_json()) == report

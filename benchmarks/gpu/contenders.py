@@ -6,8 +6,7 @@ from convsim import PRESETS
 from convsim.penalties import ActivationPenalty
 
 PREFERRED = (
-    "recommended", "sampled", "data-aware", "maps", "crossed", "cosine", "authors", "decov",
-    "matched", "soft", "ocnn",
+    "recommended", "crossed", "cosine", "authors", "decov", "matched", "soft", "ocnn",
 )  # fmt: skip
 """The order of worth; presets that are not named here come after these."""
 
@@ -26,5 +25,4 @@ def penalties() -> list[str]:
 
 def takes_kernels_alone(name: str) -> bool:
     """Tell whether a preset needs no forward pass, so that `backward_` serves it."""
-    penalty = PRESETS[name].penalty
-    return not isinstance(penalty, ActivationPenalty) and not getattr(penalty, "windows", 0)
+    return not isinstance(PRESETS[name].penalty, ActivationPenalty)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from contenders import penalties
 
-_COMPARED = ("recommended", "sampled", "data-aware", "cosine", "authors", "decov")
-_ON_MAPS = ("recommended", "sampled")  # those tried with a coefficient that falls to 0, too
+_COMPARED = ("recommended", "cosine", "authors", "decov")
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,6 @@ def compared(rehearse: bool) -> list[str]:
     found = ["none"]
     for name in names[:2] if rehearse else names:
         found.append(name)
-        if name in _ON_MAPS:
+        if name == "recommended":  # with a coefficient that falls to 0, too
             found.append(f"{name}, falling")
     return found

@@ -8,8 +8,14 @@ from convsim.errors import (
     NonFiniteError,
 )
 from convsim.initialization import InitializationHistory, initialize_
-from convsim.kernels import conv_layers
-from convsim.penalties import PRESETS, ConvolutionalSimilarity, ExpectedSimilarity
+from convsim.kernels import KernelBank, conv_layers, kernel_bank
+from convsim.penalties import (
+    PRESETS,
+    ActivationPenalty,
+    ConvolutionalSimilarity,
+    MapSimilarity,
+    Penalty,
+)
 from convsim.redundancy import measure
 from convsim.regularizer import Regularizer
 from convsim.report import (
@@ -46,7 +52,11 @@ __all__ = [  # noqa: RUF022 - in groups
     "LayerChange",
     # choices
     "ConvolutionalSimilarity",
-    "ExpectedSimilarity",
+    "MapSimilarity",
+    "Penalty",
+    "ActivationPenalty",
+    "KernelBank",
+    "kernel_bank",
     "PRESETS",
     # what goes wrong
     "ConvsimError",

@@ -43,16 +43,9 @@ def kept(maxsize: int) -> Callable[[_Make], _Make]:
 
 def tensors_are_real() -> bool:
     """Tell whether a new tensor has memory of its own: not while torch traces or transforms."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    probe = torch.empty(0, device="cpu")
-    if type(probe) is not Tensor:
-        return False
-    try:
-        probe.data_ptr()
-    except RuntimeError:  # a wrapper of torch.func
-        return False
-    return True
+    return type(torch.empty(0, device="cpu")) is Tensor
 
 
 def _mark_for_stream(found: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
-from convsim.penalties import Penalty, preset
+from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.precision import divisor
 from convsim.similarity import filter_norms
 
@@ -79,7 +79,12 @@ def initialize_(
     """
     chosen = preset(penalty)
     minimised = chosen.initialization or chosen.penalty
-    _check_options(steps, lr, minimised)
+    if isinstance(minimised, ActivationPenalty):
+        raise ConvsimError(
+            f"{minimised} needs feature maps, and there are no images before training. Take a "
+            'penalty on the kernels alone, such as "recommended" or "crossed".'
+        )
+    _check_options(steps, lr)
     keep_norm = chosen.keep_norm if keep_norm is None else keep_norm
     layers_and_banks = _copies(conv_layers(model, layers, frozen=False), minimised, steps > 0)
     if not layers_and_banks:
@@ -174,16 +179,11 @@ def _write(layers_and_banks: Iterable[tuple[ConvLayer, KernelBank]]) -> dict[str
     return changed
 
 
-def _check_options(steps: int, lr: float, minimised: Penalty) -> None:
+def _check_options(steps: int, lr: float) -> None:
     if not isinstance(steps, int) or steps < 0:
         raise ConvsimError(f"steps must be an integer ≥ 0; got {steps!r}.")
     if not isinstance(lr, int | float) or not math.isfinite(lr) or lr <= 0:
         raise ConvsimError(f"lr must be a finite number > 0; got {lr!r}.")
-    if minimised.windows:
-        raise ConvsimError(
-            f"{minimised} needs what layers read, and there are no images before training. Take a "
-            'penalty on the kernels alone, such as "recommended" or "crossed".'
-        )
 
 
 def _norms(filters_GMCk: Tensor) -> Tensor:

@@ -65,3 +65,30 @@ def test_misuse_exits_with_2_and_says_what_is_wrong(run, tmp_path, options, mess
 def test_untrained_weights_are_warned_of(run, tmp_path):
     answer = run(*SMALL, "--keep-channels", "0.75", "--out", tmp_path)
     assert "untrained" in answer.err
+
+
+def test_one_of_several_weights_in_a_checkpoint_is_chosen_by_name(run, tmp_path):
+    states = {}
+    for name in ("model", "ema"):
+        states[name] = build_model("cnn", classes=10, channels=1, width=4).state_dict()
+    torch.save(states, tmp_path / "w.pt")
+    run(
+        *SMALL, "--weights", tmp_path / "w.pt", "--entry", "ema", "--keep-channels", "1",
+        "--out", tmp_path / "small",
+    )  # fmt: skip
+    model = build_model("cnn", classes=10, channels=1, width=4)
+    small = convsim.load_shrunk(model, tmp_path / "small")
+    torch.testing.assert_close(small[0].weight, states["ema"]["0.weight"], rtol=0, atol=1e-3)
+    assert not torch.allclose(small[0].weight, states["model"]["0.weight"], atol=1e-2)
+
+
+def test_distillation_in_bf16_learns_as_in_float32(run, tmp_path):
+    figures = []
+    for precision in ("float32", "bf16"):
+        torch.manual_seed(1)
+        answer = run(
+            *SMALL, "--keep-channels", "0.5", "--out", tmp_path / precision, "--distill", "1",
+            "--precision", precision,
+        )  # fmt: skip
+        figures.append(float(answer.out.rpartition("distilled ")[2].split()[0]))
+    assert abs(figures[0] - figures[1]) < 10

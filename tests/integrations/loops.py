@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from convsim import Regularizer
+from convsim import PRESETS, ActivationPenalty, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
+from convsim.kernels.windows import spread
 
 STEPS, BATCH = 10, 8
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,16 @@ class Setting:
     precision: str = "float32"  # or "bf16", autocast, or "fp16", autocast with a scaler
     compiled: bool = False
     clip: float = 0.0
+
+    @property
+    def on_maps(self):
+        return isinstance(PRESETS[self.penalty].penalty, ActivationPenalty)
+
+    def attach(self, model, optimizer):
+        """One line for a loop: to the criterion, or for a penalty on kernels to the optimizer."""
+        return Regularizer(model, self.penalty).attach(
+            model.criterion if self.on_maps else optimizer
+        )
 
     def compile(self, model):
         # aot_eager: all of torch.compile but the C++ compiler at its end.
@@ -52,17 +63,32 @@ class Network(nn.Module):
             nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
         )  # fmt: skip
+        self.criterion = nn.CrossEntropyLoss()
 
     def forward(self, images, labels=None):
         logits = self.layers(images)
         if labels is None:
             return logits
-        return {"loss": nn.functional.cross_entropy(logits.float(), labels), "logits": logits}
+        return {"loss": self.criterion(logits.float(), labels), "logits": logits}
 
 
 class DoubleNetwork(Network):
     def forward(self, images, labels):
-        return {"loss": nn.functional.cross_entropy(self.layers(images.double()), labels)}
+        return {"loss": self.criterion(self.layers(images.double()), labels)}
+
+
+class UnfreezingNetwork(Network):
+    """Its first layer is frozen until the fifth batch, as fine-tuning schedules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[0].requires_grad_(False)
+        self.batches = 0
+
+    def forward(self, images, labels):
+        self.batches += 1
+        self.layers[0].requires_grad_(self.batches >= 5)
+        return super().forward(images, labels)
 
 
 def examples(accumulate):
@@ -86,20 +112,48 @@ def plain(model, setting):
     compiled, scaler = setting.compile(model), setting.scaler()
     for i, (images, labels) in enumerate(loader(setting), 1):
         with setting.autocast():
-            loss = compiled(images, labels)["loss"] / setting.accumulate
-        scaler.scale(loss).backward()
+            loss = compiled(images, labels)["loss"]
+        if setting.on_maps:
+            loss = loss + regularizer()
+        scaler.scale(loss / setting.accumulate).backward()
         if i % setting.accumulate == 0:
             scaler.unscale_(optimizer)
             setting.clip_(model)
-            regularizer.backward_()
+            if not setting.on_maps:
+                regularizer.backward_()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
 
 
-def attached(model, setting, optimizer_of=optimizer_of):
+def written_out(model, setting):
+    """The recommended penalty by autograd alone: torch.corrcoef of indexed feature maps."""
+    optimizer, maps = optimizer_of(model), []
+    convolutions = [layer for layer in model.layers if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions:
+        layer.register_forward_hook(
+            lambda layer, inputs, output: (
+                maps.append(output) if layer.weight.requires_grad else None
+            )
+        )
+    for i, (images, labels) in enumerate(loader(setting), 1):
+        loss = model(images, labels)["loss"]
+        for of_layer in maps:
+            pixels = of_layer.movedim(1, -1).flatten(0, -2)
+            pixels = pixels[spread(PRESETS[setting.penalty].penalty.samples, len(pixels))]
+            squares = torch.corrcoef(pixels.T).square()
+            pairs = squares.numel() - len(squares)
+            loss = loss + (squares.sum() - len(squares)) / pairs / len(maps)
+        maps.clear()
+        (loss / setting.accumulate).backward()
+        if i % setting.accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def attached(model, setting, optimizer_of=optimizer_of, attach=Setting.attach):
     optimizer = optimizer_of(model)
-    Regularizer(model, setting.penalty).attach(optimizer)
+    attach(setting, model, optimizer)
     compiled, scaler = setting.compile(model), setting.scaler()
     for i, (images, labels) in enumerate(loader(setting), 1):
         with setting.autocast():
@@ -114,6 +168,15 @@ def attached(model, setting, optimizer_of=optimizer_of):
             optimizer.zero_grad()
 
 
+def attached_to_the_model(model, setting):
+    """To one that returns its loss; a penalty on kernels needs no optimizer there either."""
+
+    def attach(setting, model, optimizer):
+        Regularizer(model, setting.penalty).attach(model)
+
+    attached(model, setting, attach=attach)
+
+
 def attached_fused(model, setting):
     """One whose scaler leaves the unscaling to the step."""
     attached(model, setting, lambda m: torch.optim.SGD(m.parameters(), 0.1, 0.9, fused=True))
@@ -121,7 +184,7 @@ def attached_fused(model, setting):
 
 def attached_with_closure(model, setting):
     optimizer = optimizer_of(model)
-    Regularizer(model, setting.penalty).attach(optimizer)
+    setting.attach(model, optimizer)
     batches = iter(loader(setting))
 
     def closure():
@@ -139,10 +202,8 @@ def attached_with_closure(model, setting):
 def in_the_loss(model, setting):
     regularizer, optimizer = Regularizer(model, setting.penalty), optimizer_of(model)
     for i, (images, labels) in enumerate(loader(setting), 1):
-        loss = model(images, labels)["loss"] / setting.accumulate
-        if i % setting.accumulate == 0:
-            loss = loss + regularizer()
-        loss.backward()
+        loss = model(images, labels)["loss"] + regularizer()
+        (loss / setting.accumulate).backward()
         if i % setting.accumulate == 0:
             optimizer.step()
             optimizer.zero_grad()
@@ -151,7 +212,7 @@ def in_the_loss(model, setting):
 def fabric(model, setting):
     launcher = Fabric(accelerator="cpu")
     wrapped, optimizer = launcher.setup(model, optimizer_of(model))
-    Regularizer(model, setting.penalty).attach(optimizer)
+    setting.attach(model, optimizer)
     for i, (images, labels) in enumerate(loader(setting), 1):
         launcher.backward(wrapped(images, labels)["loss"] / setting.accumulate)
         if i % setting.accumulate == 0:
@@ -166,7 +227,7 @@ def accelerate(model, setting):
         dynamo_backend="aot_eager" if setting.compiled else "no",
     )  # fmt: skip
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(model))
-    Regularizer(model, setting.penalty).attach(optimizer)
+    setting.attach(model, optimizer)
     for images, labels in loader(setting):
         with accelerator.accumulate(wrapped):
             accelerator.backward(wrapped(images, labels)["loss"])
@@ -174,7 +235,7 @@ def accelerate(model, setting):
             optimizer.zero_grad()
 
 
-def lightning(model, setting, callback=None):
+def lightning(model, setting, callbacks=None):
     class Module(LightningModule):
         def __init__(self):
             super().__init__()
@@ -189,12 +250,13 @@ def lightning(model, setting, callback=None):
     precision = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     trainer = Trainer(
         max_steps=STEPS, accumulate_grad_batches=setting.accumulate, accelerator="cpu",
-        callbacks=[callback or RegularizerCallback(setting.penalty)],
+        callbacks=callbacks or [RegularizerCallback(setting.penalty)],
         precision=precision[setting.precision],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         logger=False,
     )  # fmt: skip
     trainer.fit(Module(), loader(setting))
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
 def hugging_face_trainer(model, setting, base=(), callbacks=(), **options):

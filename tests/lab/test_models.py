@@ -159,7 +159,11 @@ def test_equal_seeds_build_equal_weights():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet81", {}, r"Unknown model 'resnet81'\. Did you mean 'resnet18' or .* cnn, resnet18"),
+        (
+            "resnet81",
+            {},
+            r"Unknown model 'resnet81'\. Did you mean 'resnet18' or .* cnn, resnet20, resnet18",
+        ),
         ("WRN28-10", {}, r"Did you mean 'wrn28-10'\?"),
         ("wrn28-0", {}, "K in 'wrn28-K' is a number of 1 or more, as in 'wrn28-10'; got 'wrn28-0'"),
         ("wrn28-K", {}, "is a number of 1 or more, as in 'wrn28-10'; got 'wrn28-K'"),

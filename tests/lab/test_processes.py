@@ -17,7 +17,7 @@ from convsim.lab.runs import Recipe, Run
 from convsim.lab.training import train
 
 SAME = ("none", "crossed")  # one process takes the same steps
-METHODS = (*SAME, "data-aware@auto", "decov")
+METHODS = (*SAME, "recommended@auto", "decov")
 COMMAND = ["train", "digits", "--train-images", "200", "--epochs", "1", "--width", "4"]
 
 
@@ -54,9 +54,9 @@ def work(folder):
 
     found = {method: results(method) for method in METHODS}
     try:
-        results("data-aware@auto", folder / "killed", kill)
+        results("recommended@auto", folder / "killed", kill)
     except Killed:
-        found["resumed"] = results("data-aware@auto", folder / "killed")
+        found["resumed"] = results("recommended@auto", folder / "killed")
     app([*COMMAND, "--out", str(folder / "run")], standalone_mode=False)
     run = run_of("none")
     try:
@@ -96,8 +96,8 @@ def test_they_take_the_steps_of_one_process(ranks, method):
 
 def test_a_resume_is_exact(ranks):
     found = ranks[2][0]
-    assert torch.equal(found["resumed"][0], found["data-aware@auto"][0])
-    assert found["resumed"][1] == found["data-aware@auto"][1]
+    assert torch.equal(found["resumed"][0], found["recommended@auto"][0])
+    assert found["resumed"][1] == found["recommended@auto"][1]
 
 
 def test_the_command_writes_and_prints_once(ranks):

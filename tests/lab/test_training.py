@@ -46,7 +46,7 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended", "recommended@auto"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_resume_is_exact(digits, tmp_path, method, epochs):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -59,7 +59,7 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
         assert resumed_record["result"][entry] == record["result"][entry]
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "data-aware@auto"])
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
 @pytest.mark.parametrize("step", [1, 4])
 def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypatch, method, step):
     run = Run(parse_method(method), 5, TINY, digits)
@@ -296,12 +296,31 @@ def test_a_pickle_that_runs_code_is_refused(digits, tmp_path):
         train(Run(METHODS["none"], 0, TINY, digits), tmp_path)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "steps"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "annealed", "steps"])
 def test_schedules(digits, schedule):
     recipe = Recipe(width=2, epochs=4, schedule=schedule, lr=0.1)
     _, record = train(Run(METHODS["none"], 0, recipe, digits, test=False))
-    expected = {"constant": 0.1, "cosine": 0.0, "steps": 0.001}[schedule]
+    expected = {"constant": 0.1, "cosine": 0.0, "annealed": 0.0, "steps": 0.001}[schedule]
     assert record["effective"]["final_lr"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_annealed_rate_falls_within_an_epoch_and_resumes_there(digits, tmp_path, monkeypatch):
+    recipe = replace(TINY, schedule="annealed", lr=0.1, epochs=2)
+    run = Run(METHODS["none"], 0, recipe, digits, test=False)
+    training_step, rates = Classifier.training_step, []
+
+    def noting(self, batch, batch_index):
+        rates.append(self.optimizers().param_groups[0]["lr"])
+        return training_step(self, batch, batch_index)
+
+    monkeypatch.setattr(Classifier, "training_step", noting)
+    whole, _ = train(run)
+    n = 2 * math.ceil(180 / 32)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / n)) for i in range(n)])
+    with pytest.raises(Killed):
+        train(run, tmp_path, kill_after(1))
+    resumed, _ = train(run, tmp_path)
+    assert equal_models(whole, resumed)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +346,6 @@ def test_an_option_without_effect_is_refused():
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
-        ("decov@auto", "acts on feature maps and takes no coefficient auto"),
         ("recommended@-1", "must be finite numbers"),
         ("recommended@1,nan", "must be finite numbers"),
     ],

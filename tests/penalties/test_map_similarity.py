@@ -1,88 +1,111 @@
-"""The form on feature maps against torch.corrcoef and the data-aware form."""
+"""The squared correlation of sampled maps against torch.corrcoef and autograd."""
 
 import pytest
 import torch
-from torch import nn
 
 import convsim
 from closeness import assert_close
-from convsim import ConvsimError, ExpectedSimilarity, Regularizer
-from convsim.kernels.windows import ALL
-from convsim.penalties import MapSimilarity
+from convsim import ConvsimError
+from convsim.penalties import DeCov, MapSimilarity
 from seeds import reseed
 
-
-def network():
-    reseed()
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
+SHAPES = [(1, 50, 3), (3, 40, 7), (2, 5, 9), (2, 4, 3, 30, 5)]
+"""Layers, or axes in front; samples, fewer than maps or more; maps."""
 
 
-def correlation(maps):
-    """Mean ρ² of all pairs, with every position of every image a sample."""
-    of_pairs = torch.corrcoef(maps.transpose(0, 1).flatten(1))
+def correlation(samples_SM):
+    """Mean ρ² of all pairs i ≠ j."""
+    of_pairs = torch.corrcoef(samples_SM.T)
     return of_pairs[~torch.eye(len(of_pairs), dtype=torch.bool)].square().mean()
 
 
-def test_equals_the_correlation_of_the_maps_and_the_data_aware_form():
-    model, images = network(), torch.randn(3, 2, 7, 7, dtype=torch.float64)
-    on_maps = Regularizer(model, "maps")
-    on_windows = Regularizer(model, ExpectedSimilarity(samples=ALL))
-    first = model[0](images)
-    last = model(images)
-    on_maps.forget()
-    model(images)
-    value = on_maps()
-    torch.testing.assert_close(value, (correlation(first) + correlation(last)) / 2)
-    torch.testing.assert_close(value, on_windows())
+def covariance(samples_SM):
+    """½ Σ_{i≠j} Cov_ij²."""
+    of_pairs = torch.cov(samples_SM.T, correction=0)
+    return of_pairs[~torch.eye(len(of_pairs), dtype=torch.bool)].square().sum() / 2
 
 
-def test_its_gradient_goes_on_to_earlier_layers():
-    model, images = network(), torch.randn(3, 2, 7, 7, dtype=torch.float64)
-    regularizer = Regularizer(model, "maps", layers="2")
-    model(images)
-    regularizer().backward()
-    assert model[0].weight.grad.abs().sum() > 0
-    on_windows = Regularizer(model, "data-aware", layers="2")
-    model.zero_grad()
-    model(images)
-    on_windows().backward()
-    assert model[0].weight.grad is None
+PENALTIES = [(MapSimilarity(), correlation), (DeCov(), covariance)]
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 4, 3, 5), (2, 3, 2, 2, 2)])
-def test_gradcheck(shape):
-    maps = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(MapSimilarity().maps_value, maps)
-    torch.autograd.gradcheck(MapSimilarity(samples=6).maps_value, maps)
+@pytest.mark.parametrize(("penalty", "reference"), PENALTIES, ids=["recommended", "decov"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradient_are_those_of_the_formula(penalty, reference, shape):
+    reseed()
+    samples = torch.randn(shape, dtype=torch.float64) @ torch.randn(shape[-1], shape[-1]).double()
+    samples = samples.requires_grad_()
+    flat = samples.reshape(-1, *shape[-2:])
+    expected = torch.stack([reference(one) for one in flat]).reshape(shape[:-2])
+    (gradient,) = torch.autograd.grad(expected.sum(), samples)
+    torch.testing.assert_close(penalty.value(samples), expected)
+    value, own = penalty.value_and_gradient(samples.detach())
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(own, gradient)
 
 
-def test_samples_are_an_estimate_and_neither_scale_nor_offset_matters():
-    mixing = torch.randn(6, 6)
-    maps = torch.einsum("ij,njhw->nihw", mixing, torch.randn(32, 6, 40, 40))
-    whole, sampled = (MapSimilarity(samples=s).maps_value(maps) for s in (ALL, 4096))
-    assert sampled.item() == pytest.approx(whole.item(), rel=0.05)
-    scaled = maps * torch.rand(6, 1, 1) + 1000 * torch.randn(6, 1, 1)
+@pytest.mark.parametrize("penalty", [MapSimilarity(), DeCov()], ids=["recommended", "decov"])
+def test_gradients_check_also_twice(penalty):
+    samples = [torch.randn(6, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    samples.append(torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+
+    def values(*samples):
+        return tuple(penalty.values(samples))
+
+    assert torch.autograd.gradcheck(values, samples)
+    assert torch.autograd.gradgradcheck(values, samples)
+
+
+def test_neither_scale_nor_offset_matters():
+    reseed()
+    samples = torch.randn(4096, 6) @ torch.randn(6, 6)
+    value = MapSimilarity().value(samples)
+    scaled = samples * torch.rand(6) + 1000 * torch.randn(6)
     # Of 1000 + x, rounded, x has lost three digits.
-    assert_close(MapSimilarity().maps_value(scaled), sampled, terms=4096, size=1000)
+    assert_close(MapSimilarity().value(scaled), value, terms=4096, size=1000)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_maps_of_any_size_have_a_finite_gradient(scale):
+    samples = torch.randn(50, 4)
+    value, gradient = MapSimilarity().value_and_gradient(samples * scale)
+    expected, own = MapSimilarity().value_and_gradient(samples.double())
+    assert_close(value, expected.float(), terms=100)
+    assert_close(gradient * scale, own.float(), terms=200, size=own.abs().max().item())
 
 
 def test_a_constant_map_correlates_with_none_and_gives_no_nan():
-    maps = torch.ones(2, 3, 4, 4, requires_grad=True)
-    value = MapSimilarity().maps_value(maps)
-    value.backward()
+    samples = torch.randn(16, 3)
+    samples[:, 1] = 7
+    value, gradient = MapSimilarity().value_and_gradient(samples)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 1].any()
+    assert_close(value, correlation(samples[:, [0, 2]]) / 3, terms=32)
+    value, gradient = MapSimilarity().value_and_gradient(torch.ones(16, 3))
     assert value == 0
-    assert maps.grad.isfinite().all()
+    assert not gradient.any()
 
 
 def test_half_precision_maps_are_computed_in_single():
-    maps = torch.randn(2, 3, 16, 16)
-    low = MapSimilarity().maps_value(maps.bfloat16())
+    samples = torch.randn(64, 3)
+    (low,) = MapSimilarity().values([samples.bfloat16()])
     assert low.dtype == torch.float32
-    assert_close(low, MapSimilarity().maps_value(maps.bfloat16().float()), terms=512)
+    (single,) = MapSimilarity().values([samples.bfloat16().float()])
+    assert_close(low, single, terms=64)
 
 
-def test_bad_options_are_refused():
+def test_nan_shows_in_value_and_gradient():
+    samples = torch.randn(16, 3)
+    samples[3, 1] = torch.nan
+    value, gradient = MapSimilarity().value_and_gradient(samples)
+    assert value.isnan()
+    assert gradient.isnan().any()
+
+
+@pytest.mark.parametrize("penalty", [MapSimilarity, DeCov])
+def test_bad_options_are_refused(penalty):
     with pytest.raises(ConvsimError, match="samples must be an integer ≥ 2; got 1"):
-        MapSimilarity(samples=1)
-    with pytest.raises(ConvsimError, match="needs feature maps"):
-        convsim.initialize_(network(), "maps")
+        penalty(samples=1)
+    with pytest.raises(ConvsimError, match="reduction must be 'mean' or 'sum'; got 'max'"):
+        penalty(reduction="max")
+    with pytest.raises(ConvsimError, match="there are no images before training"):
+        convsim.initialize_(torch.nn.Conv2d(3, 4, 3), penalty())

@@ -16,7 +16,7 @@ from convsim.penalties import (
     ConvolutionalOrthogonality,
     CosineOrthogonality,
     DoubleSoftOrthogonality,
-    ExpectedSimilarity,
+    MapSimilarity,
     MutualCoherence,
     OrthoReg,
     SoftOrthogonality,
@@ -185,16 +185,16 @@ def test_zero_filters_have_a_finite_gradient(penalty):
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in PRESETS if n not in ("recommended", "authors", "decov", "maps")]
-)
+@pytest.mark.parametrize("name", [n for n in PRESETS if n != "authors"])
 def test_every_one_is_chosen_by_name_and_a_step_lowers_it(name):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=2))
     regularizer = convsim.Regularizer(model, name, coefficient=1.0)
-    model(torch.randn(4, 3, 12, 12))  # for the data-aware one
+    x = torch.randn(4, 3, 12, 12)
+    model(x)
     before = regularizer()
-    regularizer.backward_()
+    before.backward()
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    model(x)
     assert regularizer() < before
     assert PRESETS[name].coefficient > 0
 
@@ -216,11 +216,10 @@ def test_autocast_changes_nothing():
 
 
 def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
-    assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS) - 1  # hashable
-    assert len(set(PRESETS.values())) == len(PRESETS)
-    assert ExpectedSimilarity().samples == 1024
+    assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS)  # hashable
+    assert MapSimilarity().samples == 256
     pinned = {
-        "recommended": 1, "data-aware": 1, "maps": 1, "crossed": 3, "matched": 3, "adjacent": 3,
+        "recommended": 1, "crossed": 3, "matched": 3, "adjacent": 3,
         "authors": 0.01, "cosine": 1e3, "soft": 1e-3, "double-soft": 1e-3, "coherence": 1e-3,
         "srip": 1e-3, "ocnn": 1e-4, "orthoreg": 1e-2, "decov": 1e-4, "l2": 3e-4,
     }  # fmt: skip

@@ -14,7 +14,15 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from closeness import rounding
-from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, initialize_
+from convsim import (
+    ActivationPenalty,
+    ConvolutionalSimilarity,
+    ConvsimError,
+    Regularizer,
+    initialize_,
+)
+from convsim.kernels.windows import spread
+from convsim.penalties import MapSimilarity, preset
 from seeds import new_generator, reseed
 
 pytestmark = [
@@ -65,14 +73,18 @@ class Case:
 
     Args:
         wrap: How the model is spread over ranks, a name in `WRAPS`.
+        route: How the penalty comes in: "backward_", for one on kernels; and for one on feature
+            maps "loss", or "criterion" (attached to it).
         own_images: Whether every rank sees its own part of a batch; otherwise all see it all.
     """
 
     def __init__(
-        self, wrap, penalty, *, route="backward_", own_images=True, dtype=torch.float64,
-        accumulate=1, scale=1.0, coefficient=None,
+        self, wrap, penalty, *, route=None, own_images=True, dtype=torch.float64, accumulate=1,
+        scale=1.0, coefficient=None,
     ):  # fmt: skip
-        self.wrap, self.penalty, self.route, self.dtype = wrap, penalty, route, dtype
+        self.wrap, self.penalty, self.dtype = wrap, penalty, dtype
+        self.on_maps = isinstance(preset(penalty).penalty, ActivationPenalty)
+        self.route = route or ("loss" if self.on_maps else "backward_")
         self.own_images, self.accumulate, self.scale = own_images, accumulate, scale
         self.coefficient = coefficient
 
@@ -82,28 +94,34 @@ class Case:
             "float32" if self.dtype == torch.float32 else "",
             f"accumulate {self.accumulate}" if self.accumulate > 1 else "",
             "scaled" if self.scale != 1 else "",
-            self.coefficient or "",
+            str(self.coefficient or ""),
+            "" if self.own_images else "same images",
         ]
         return " ".join([self.wrap, penalty, self.route, *filter(None, options)])
 
-    def train(self, rank=0, ranks=1):
+    def train(self, rank=0, ranks=1, alone_for=1):
+        """Train on this rank; or alone, on what so many ranks would see, one after the other."""
         model = network(self.dtype)
         wrapped = WRAPS[self.wrap](model) if ranks > 1 else model
         initialize_(model, steps=2)
         regularizer = Regularizer(model, self.penalty, coefficient=self.coefficient)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        criterion, optimizer = nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+        if self.route == "criterion":
+            regularizer.attach(criterion)
+        cut = max(ranks, alone_for) if self.own_images else 1
         for step in range(STEPS):
             optimizer.zero_grad()
             batches = images(step, self.dtype).chunk(self.accumulate)
             for i, batch in enumerate(batches, 1):
-                last = i == len(batches)
-                mine = batch[rank::ranks] if self.own_images else batch
                 if hasattr(wrapped, "set_requires_gradient_sync"):
-                    wrapped.set_requires_gradient_sync(last)
-                loss = wrapped(mine).square().mean() / self.accumulate
-                if self.route == "loss" and last:
-                    loss = loss + regularizer()
-                (self.scale * loss).backward()
+                    wrapped.set_requires_gradient_sync(i == len(batches))
+                for part in range(alone_for):
+                    maps = wrapped(batch[(rank + part) % cut :: cut])
+                    loss = criterion(maps, torch.zeros_like(maps))
+                    scale = self.scale / self.accumulate / alone_for
+                    if self.route == "loss":
+                        loss = loss + regularizer()
+                    (scale * loss).backward()
             if self.route == "backward_":
                 regularizer.backward_(self.scale)
             for parameter in model.parameters():
@@ -144,30 +162,39 @@ CASES = {
     2: [
         Case("DDP", "crossed"),
         Case("DDP", MATCHED, route="loss"),
-        Case("DDP", "recommended", own_images=False),
         Case("DDP", "crossed", dtype=torch.float32),
         Case("DDP", "crossed", coefficient="auto"),
+        Case("DDP", "recommended"),
+        Case("DDP", "recommended", dtype=torch.float32),
+        Case("DDP", "recommended", route="criterion", accumulate=2),
+        Case("DDP", "recommended", route="loss", scale=1024.0),
+        Case("DDP", "recommended", own_images=False, coefficient="auto"),
+        Case("DDP", "decov", coefficient=1.0),
         Case("FSDP2", "crossed"),
         Case("FSDP2", "crossed", dtype=torch.float32),
         Case("FSDP2", MATCHED, accumulate=2),
         Case("FSDP2", MATCHED, route="loss"),
         Case("FSDP2", "crossed", scale=1024.0),
         Case("FSDP2", "crossed", coefficient="auto"),
-        Case("FSDP2", "recommended", own_images=False, coefficient="auto"),
-        Case("FSDP2", "recommended", own_images=False, route="loss"),
         Case("FSDP2", "authors"),
         Case("FSDP2", "cosine", route="loss"),
+        Case("FSDP2", "recommended", accumulate=2),
+        Case("FSDP2", "recommended", dtype=torch.float32),
+        Case("FSDP2", "recommended", route="criterion", scale=1024.0),
+        Case("FSDP2", "recommended", route="loss", accumulate=2),
+        Case("FSDP2", "recommended", own_images=False, coefficient="auto"),
         Case("FSDP2 at the root", "crossed", route="loss"),
-        Case("FSDP2 at the root", "recommended", own_images=False),
+        Case("FSDP2 at the root", "recommended"),
     ],
     4: [
         Case("FSDP2", "crossed"),
         Case("FSDP2", "crossed", route="loss", dtype=torch.float32),
         Case("FSDP2", MATCHED, coefficient="auto"),
-        Case("FSDP2", "recommended", own_images=False),
         Case("FSDP2", "adjacent", route="loss"),
+        Case("FSDP2", "recommended"),
         Case("HSDP", "crossed", accumulate=2),
         Case("HSDP", MATCHED, route="loss"),
+        Case("HSDP", "recommended", route="criterion", accumulate=2),
         Case("HSDP", "recommended", own_images=False, coefficient="auto"),
     ],
 }
@@ -259,12 +286,12 @@ def flat_shards(use_orig_params):
     )
 
 
-def in_summoned_weights(penalty):
+def in_summoned_weights():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     model = flat_shards(True)
     with FullyShardedDataParallel.summon_full_params(model):
-        regularizer = Regularizer(model, penalty)
+        regularizer = Regularizer(model, "crossed")
     model(images(0)[:4]).square().mean().backward()  # the same on all ranks
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
         value = regularizer.backward_()
@@ -273,12 +300,53 @@ def in_summoned_weights(penalty):
     return value, found, refusal(regularizer.backward_)
 
 
+def on_maps_of_flat_shards():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = flat_shards(True)
+    with FullyShardedDataParallel.summon_full_params(model):
+        regularizer = Regularizer(model)
+    loss = model(images(0)[:4]).square().mean()
+    value = regularizer()
+    (loss + value).backward()
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+        return value.detach(), [p.grad.clone() for p in model.parameters()]
+
+
 def made_before_it_was_sharded():
     model = network()
     regularizer = Regularizer(model)
     shard(model, mesh(ranks()))
-    model(images(0)[:4]).square().mean().backward()
-    return regularizer.backward_(), [whole(p.grad) for p in model.parameters()]
+    loss = model(images(0)[:4]).square().mean()
+    value = regularizer()
+    (loss + value).backward()
+    return value.detach(), [whole(p.grad) for p in model.parameters()]
+
+
+def on_replicated_maps(placements):
+    """Every tensor a DTensor, the maps too."""
+    from torch.distributed.tensor import distribute_tensor
+
+    model = placed(network(), placements)
+    regularizer = Regularizer(model)
+    loss = model(distribute_tensor(images(0)[:4], mesh(ranks()), placements)).square().mean()
+    value = regularizer()
+    (loss.full_tensor() + value).backward()
+    return value.detach(), [whole(p.grad) for p in model.parameters()]
+
+
+def automatic_on_own_images():
+    rank = torch.distributed.get_rank()
+    model = network()
+    wrapped = WRAPS["DDP"](model)
+    regularizer = Regularizer(model, coefficient="auto")
+    for step in range(2):
+        loss = wrapped(images(step)[rank::2]).square().mean()
+        (loss + regularizer()).backward()
+        if step == 0 and rank == 0:
+            repr(regularizer)  # one rank that looks must not wait for the others
+            regularizer.state_dict()
+    return torch.tensor(regularizer.coefficient, dtype=torch.float64)
 
 
 def sharded_alone():
@@ -304,11 +372,6 @@ def second_derivative():
 def without_grad_mode():
     with torch.no_grad():
         return gradients(shard(network(), mesh(ranks())), "crossed")
-
-
-def on_own_images(wrap, route):
-    """Return the steps of data-aware training where ranks see other images."""
-    return Case(wrap, "recommended", route=route).train(torch.distributed.get_rank(), ranks())
 
 
 def checks_of_4():
@@ -355,17 +418,14 @@ def checks_of_2():
             refusal(lambda own=own: Regularizer(flat_shards(own), "crossed"))
             for own in (True, False)
         ],
-        "summoned crossed": lambda: in_summoned_weights("crossed"),
-        "summoned recommended": lambda: in_summoned_weights("recommended"),
+        "summoned": in_summoned_weights,
+        "maps of flat shards": on_maps_of_flat_shards,
         "made before": made_before_it_was_sharded,
+        "replicated maps": lambda: on_replicated_maps([Replicate()]),
+        "auto on own images": automatic_on_own_images,
         "left gathered": left_gathered,
         "sharded alone": sharded_alone,
         "second derivative": second_derivative,
-        **{
-            f"own images {wrap} {route}": lambda wrap=wrap, route=route: on_own_images(wrap, route)
-            for wrap in ("DDP", "FSDP2", "FSDP2 at the root")
-            for route in ("loss", "backward_")
-        },
     }
 
 
@@ -425,27 +485,29 @@ CASES_BY_RANKS = [(count, case) for count, cases in CASES.items() for case in ca
 def test_ten_steps_are_those_of_one_process(groups, count, case):
     first, *others = (found[str(case)] for found in groups[count])
     tolerance = rounding(STEPS * 27) if case.dtype == torch.float32 else 1e-9
-    for name, expected in case.train().items():
+    alone_for = count if case.on_maps and case.own_images else 1
+    for name, expected in case.train(alone_for=alone_for).items():
         close(first[name], expected, tolerance)
         assert all(torch.equal(first[name], other[name]) for other in others)
 
 
-@pytest.mark.parametrize("wrap", ["DDP", "FSDP2", "FSDP2 at the root"])
-@pytest.mark.parametrize("route", ["loss", "backward_"])
-def test_data_aware_gradients_are_the_mean_over_ranks_that_see_other_images(groups, wrap, route):
-    model = network()
-    initialize_(model, steps=2)
-    regularizer = Regularizer(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        for rank in range(2):
-            loss = model(images(step)[rank::2]).square().mean()
-            ((loss + regularizer()) / 2).backward()
-        optimizer.step()
+def test_auto_is_found_from_the_images_of_all_ranks(groups):
+    """As long as the loss' gradient at the layers' own maps, over all ranks."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    for rank in range(2):
+        maps, output = [], images(0)[rank::2]
+        for layer in network():
+            output = layer(output)
+            maps += [output] if hasattr(layer, "kernel_size") else []
+        loss = output.square().mean()
+        alone = [y.detach().requires_grad_() for y in maps]
+        own = [y.movedim(1, -1).flatten(0, -2) for y in alone]
+        penalty = torch.stack(MapSimilarity().values([y[spread(256, len(y))] for y in own])).mean()
+        lengths = torch.autograd.grad(loss, maps), torch.autograd.grad(penalty, alone)
+        squares += torch.stack([sum(g.square().sum() for g in each) for each in lengths])
+    loss, penalty = squares.sqrt()
     for found in groups[2]:
-        for name, expected in model.state_dict().items():
-            close(found[f"own images {wrap} {route}"][name], expected, 1e-9)
+        close(found["auto on own images"], loss / penalty, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -510,22 +572,29 @@ def test_what_cannot_be_right_is_refused(groups):
     assert "gather the weight with full_tensor()" in found["second derivative"]
 
 
-@pytest.mark.parametrize(
-    ("check", "penalty"),
-    [
-        ("summoned crossed", "crossed"),
-        ("summoned recommended", "recommended"),
-        ("made before", "recommended"),
-    ],
-)
-def test_a_regularizer_may_be_made_before_weights_are_cut_or_put_together(groups, check, penalty):
+@pytest.mark.parametrize("check", ["made before", "maps of flat shards", "replicated maps"])
+def test_maps_do_not_mind_where_the_weights_are(groups, check):
     model = network()
-    regularizer = Regularizer(model, penalty)
+    regularizer = Regularizer(model)
+    loss = model(images(0)[:4]).square().mean()
+    value = regularizer()
+    (loss + value).backward()
+    for rank in groups[2]:
+        close_to(model, value, *rank[check])
+
+
+def test_flat_shards_may_be_put_together_for_a_penalty_on_kernels(groups):
+    model = network()
+    regularizer = Regularizer(model, "crossed")
     model(images(0)[:4]).square().mean().backward()
     value = regularizer.backward_()
     for rank in groups[2]:
-        found, gradient, *refused = rank[check]
-        close(found, value, 1e-9)
-        for own, parameter in zip(gradient, model.parameters(), strict=True):
-            close(own, parameter.grad, 1e-9)
-        assert all("keeps its weight in a flat shard" in message for message in refused)
+        *found, refused = rank["summoned"]
+        close_to(model, value, *found)
+        assert "keeps its weight in a flat shard" in refused
+
+
+def close_to(model, value, found, gradients):
+    close(found, value, 1e-9)
+    for own, parameter in zip(gradients, model.parameters(), strict=True):
+        close(own, parameter.grad, 1e-9)

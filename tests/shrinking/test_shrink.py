@@ -209,6 +209,13 @@ def test_networks_of_half_precision_keep_it(dtype):
     assert shrunk.report.output_error < 0.01
 
 
+def test_a_mapping_and_a_sequence_with_labels_are_read_as_measure_reads_them():
+    model, images = network("plain")
+    batches = ([images], [(images, torch.zeros(256))], [{"pixel_values": images, "labels": 1}])
+    plans = [convsim.shrink(model, batch, channels=0.5).plan for batch in batches]
+    assert plans[0] == plans[1] == plans[2]
+
+
 def test_images_of_several_sizes_are_taken():
     model, images = network("plain")
     shrunk = convsim.shrink(model, [images, images[:, :, :6, :6]], parameters=0.7)
@@ -233,12 +240,25 @@ class Overflow(nn.Module):
         return (x * 1e30).exp()
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, weights):
+        return self.conv(x * weights[:, :, None, None])
+
+
 GOOD = {"channels": 0.5}
 BAD_INPUT = {
     "no batch": ("plain", list, GOOD, "needs calibration images"),
     "an empty batch": ("plain", lambda: [torch.empty(0, 3, 8, 8)], GOOD, "got none"),
     "a tensor": ("plain", lambda: torch.randn(8, 3, 8, 8), GOOD, r"such as \[images\]"),
     "a batch of text": ("plain", lambda: ["x"], GOOD, "must be a tensor"),
+    "a mapping without images": ("plain", lambda: [{"text": 1}], GOOD, "with 'pixel_values'"),
+    "a network of two inputs": (
+        TwoInputs, lambda: [(torch.randn(8, 3, 8, 8), torch.randn(8, 3))], GOOD, "takes 2 inputs",
+    ),
     "NaN images": ("plain", nan_images, GOOD, "images hold NaN"),
     "infinite weights": (infinite_weights, None, GOOD, "'0.weight' holds NaN or infinite"),
     "infinite maps": (

@@ -1,8 +1,10 @@
 """What is said of a shrinking."""
 
+import base64
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from networks import network
@@ -76,3 +78,35 @@ def test_the_page_is_self_contained_and_shows_names_as_text():
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page
+
+
+def test_pictures_show_the_maps_that_are_gone_and_what_is_told_of_them(tmp_path):
+    from PIL import Image
+
+    model, images = network("plain")
+    with torch.no_grad():
+        for tensor in (*model[0].parameters(), *model[1].state_dict().values()):
+            if tensor.dim():
+                tensor[5] = tensor[2]
+        maps = model[2](model[1](model[0](images[:1])))[0]
+    shrunk = convsim.shrink(model, [images], channels=0.5, uniformly=True, positions=10**9)
+    layer = shrunk.report["0"]
+    assert {picture.map for picture in layer.pictures} == {fold.map for fold in layer.folded}
+    for picture, fold in zip(
+        sorted(layer.pictures, key=lambda one: one.map), layer.folded, strict=True
+    ):
+        torch.testing.assert_close(picture.lost, maps[picture.map], rtol=1e-5, atol=1e-6)
+        for kept, (number, _) in zip(picture.into, fold.into, strict=True):
+            torch.testing.assert_close(kept, maps[number], rtol=1e-5, atol=1e-6)
+    twin = next(one for one in layer.pictures if one.map in (2, 5))
+    torch.testing.assert_close(twin.told, twin.lost, rtol=1e-4, atol=1e-4)
+    page = shrunk.report.to_html()
+    assert "img-src data:" in page
+    source = page.partition("src='data:image/png;base64,")[2].partition("'")[0]
+    (tmp_path / "map.png").write_bytes(base64.b64decode(source))
+    with Image.open(tmp_path / "map.png") as picture:
+        grey = torch.from_numpy(np.array(picture)).float()
+    lost = layer.pictures[0].lost
+    want = (lost - lost.min()) / (lost.max() - lost.min()) * 255
+    assert float((grey - want).abs().max()) <= 0.5 + 1e-3
+    assert "pictures" not in shrunk.report.to_json()

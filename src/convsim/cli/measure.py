@@ -16,6 +16,7 @@ from convsim.cli.options import (
     Activation,
     BatchSize,
     Classes,
+    Entry,
     Norm,
     Preprocess,
     Pretrained,
@@ -43,10 +44,7 @@ def measure_command(
             help="Safetensors file or weights-only checkpoint. Untrained, seed 0, without."
         ),
     ] = None,
-    entry: Annotated[
-        str | None,
-        typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
-    ] = None,
+    entry: Entry = None,
     pretrained: Pretrained = False,
     classes: Classes = None,
     width: Width = None,

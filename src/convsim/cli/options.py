@@ -10,7 +10,7 @@ import typer
 
 from convsim.cli.console import say
 from convsim.lab import models
-from convsim.lab.arithmetic import choose_precision
+from convsim.lab.arithmetic import Precision, choose_precision
 from convsim.lab.runs import Optimizer, Recipe, Schedule
 
 DATA = (
@@ -20,8 +20,8 @@ DATA = (
 )
 ANY_DATA = f"{DATA} Any folder of photographs will do."
 MODEL = (
-    "cnn, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, timm:NAME, "
-    "transformers:NAME, or package.module:factory."
+    "cnn, resnet20, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, "
+    "timm:NAME, transformers:NAME, or package.module:factory."
 )
 Width = Annotated[int | None, typer.Option(min=1, help="Width of the model's first stage.")]
 Norm = Annotated[models.Norm | None, typer.Option(help="Normalization.")]
@@ -31,6 +31,10 @@ Pretrained = Annotated[
 ]
 Classes = Annotated[
     int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
+]
+Entry = Annotated[
+    str | None,
+    typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
 ]
 Size = Annotated[
     int | None,
@@ -52,6 +56,13 @@ Data = Annotated[str, typer.Argument(help=DATA)]
 TrainImages = Annotated[
     int | None, typer.Option(min=1, help="Use a class-balanced subset of this many images.")
 ]
+PrecisionOption = Annotated[
+    Literal["float32", "float32-channels-last", "bf16", "auto"],
+    typer.Option(
+        help="bf16: products of bfloat16, channels last; auto: what is fastest on this "
+        "hardware, which it says."
+    ),
+]
 RECIPE: dict[str, Any] = {
     "model": Annotated[str, typer.Option(help=MODEL)],
     "width": Width,
@@ -67,15 +78,18 @@ RECIPE: dict[str, Any] = {
     "augment": Annotated[
         bool, typer.Option("--augment", help="Crop and mirror training images at random.")
     ],
-    "precision": Annotated[
-        Literal["float32", "float32-channels-last", "bf16", "auto"],
-        typer.Option(
-            help="bf16: products of bfloat16, channels last; auto: what is fastest on this "
-            "hardware, which it says."
-        ),
-    ],
+    "precision": PrecisionOption,
 }
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
+
+
+def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
+    """Return the precision that is asked for; of auto the fastest here, and say so."""
+    if asked != "auto":
+        return asked
+    chosen, reason = choose_precision()
+    say(f"precision {chosen}: {reason}")
+    return chosen
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,9 +97,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     default = Recipe()
 
     def run(**given: Any) -> None:
-        if given["precision"] == "auto":
-            given["precision"], reason = choose_precision()
-            say(f"precision {given['precision']}: {reason}")
+        given["precision"] = chosen_precision(given["precision"])
         recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
         command(recipe=recipe, **given)
 

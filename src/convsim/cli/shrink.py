@@ -18,12 +18,15 @@ from convsim.cli.options import (
     Activation,
     BatchSize,
     Classes,
+    Entry,
     Norm,
+    PrecisionOption,
     Preprocess,
     Pretrained,
     Size,
     SkipBad,
     Width,
+    chosen_precision,
 )
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
@@ -46,6 +49,7 @@ def shrink_command(
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors file or weights-only checkpoint.")
     ] = None,
+    entry: Entry = None,
     pretrained: Pretrained = False,
     classes: Classes = None,
     width: Width = None,
@@ -76,6 +80,7 @@ def shrink_command(
     augment: Annotated[
         bool, typer.Option("--augment", help="Crop and mirror its images at random.")
     ] = False,
+    precision: PrecisionOption = "float32",
     html: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write a self-contained HTML page here.")
     ] = None,
@@ -87,8 +92,8 @@ def shrink_command(
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
     subject = Subject(
-        model, weights, pretrained=pretrained, classes=classes, width=width, norm=norm,
-        activation=activation, size=size, preprocess=preprocess,
+        model, weights, entry=entry, pretrained=pretrained, classes=classes, width=width,
+        norm=norm, activation=activation, size=size, preprocess=preprocess,
     )  # fmt: skip
     dataset = readable(subject.load_data(data, skip_bad=skip_bad))
     if finetune:
@@ -97,6 +102,7 @@ def shrink_command(
     tell_notes(dataset)
     if subject.weights is None and not pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
+    arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
 
         def show(task: TaskID) -> Callable[[int, int], None]:
@@ -120,7 +126,8 @@ def shrink_command(
                 task = progress.add_task(name, total=None)
                 train_on_(
                     shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher,
-                    preprocessing=preprocessing, augment=augment, progress=show(task),
+                    preprocessing=preprocessing, augment=augment, precision=arithmetic,
+                    progress=show(task),
                 )  # fmt: skip
                 scores[name] = score(shrunk.model)
     _tell(shrunk, dataset, scores, folder, html)

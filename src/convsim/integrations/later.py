@@ -9,33 +9,47 @@ from typing import Any
 from torch import nn
 
 from convsim.kernels import LayerFilter
-from convsim.penalties import Penalty
+from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer import Regularizer
-from convsim.regularizer.coefficient import CoefficientLike
+from convsim.regularizer.coefficient import Coefficient, CoefficientLike
 
 
-class RegularizerLater:
+class DeferredRegularizer:
     """Hold a regularizer's options until there is a model to train.
 
     Args:
         penalty: As in `convsim.Regularizer`, and so the other arguments.
-        coefficient: A number, a function of the epoch, or "auto".
+        coefficient: A number, a function of the optimizer's steps, or "auto".
+        decay_steps: Over how many optimizer steps the coefficient falls to 0.
         layers: Which convolutions.
 
     Attributes:
         regularizer: The regularizer of the last training; None before it.
+        log_name: What the penalty is logged as.
     """
 
     regularizer: Regularizer | None = None
 
     def __init__(
         self,
-        penalty: str | Penalty = "recommended",
+        penalty: str | Penalty | ActivationPenalty = "recommended",
         *,
         coefficient: CoefficientLike | None = None,
+        decay_steps: int | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
-        self._make = partial(Regularizer, penalty=penalty, coefficient=coefficient, layers=layers)
+        _ = Coefficient(coefficient or 0.0, decay_steps)  # refuses a bad one
+        self.on_maps = isinstance(preset(penalty).penalty, ActivationPenalty)  # refuses a bad name
+        layers = layers if layers is None or isinstance(layers, str | type) else _as_filter(layers)
+        self._make = partial(
+            Regularizer,
+            penalty=penalty,
+            coefficient=coefficient,
+            decay_steps=decay_steps,
+            layers=layers,
+        )
+        name = penalty if isinstance(penalty, str) else type(penalty).__name__
+        self.log_name = f"convsim/{name}" + ("" if layers is None else f"[{_spell(layers)}]")
 
     def begin(self, model: nn.Module, states: dict[str, Any]) -> None:
         """Find the layers of a model, once it is on its device, and go on from a checkpoint's."""
@@ -59,6 +73,17 @@ class RegularizerLater:
         """Leave the model's forward passes alone again."""
         if self.regularizer is not None:
             self.regularizer.remove()
+
+
+def _as_filter(layers: LayerFilter | Iterable[LayerFilter]) -> Any:
+    """Keep what can be read once only."""
+    return layers if callable(layers) else [*layers]
+
+
+def _spell(layers: Any) -> str:
+    if isinstance(layers, list):
+        return ",".join(map(_spell, layers))
+    return layers if isinstance(layers, str) else getattr(layers, "__name__", "layers")
 
 
 def _key(regularizer: Regularizer) -> str:

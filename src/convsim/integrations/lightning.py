@@ -7,28 +7,28 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from convsim.integrations.later import RegularizerLater
-from convsim.penalties import ActivationPenalty
-from convsim.regularizer.optimizer_hooks import grad_scale, steps_them
+from convsim.integrations.later import DeferredRegularizer
+from convsim.regularizer.loss_hooks import join_
+from convsim.regularizer.optimizer_hooks import grad_scale, owns_layers
 
 
-class RegularizerCallback(RegularizerLater, Callback):
-    """Add a penalty's closed-form gradient before every optimizer step.
+class RegularizerCallback(DeferredRegularizer, Callback):
+    """Add a penalty to whatever a module's training step returns, or to each ``manual_backward``.
 
-    Once per optimizer step whatever the gradient accumulation, whether mixed precision has unscaled
-    by then or not, and before gradient clipping; of several optimizers, at the steps of the one
-    that all selected layers belong to. A penalty on feature maps ("decov") enters the loss instead.
-    The coefficient's schedule counts epochs. The mean penalty of each epoch is logged as
-    ``convsim/penalty``. The
-    arguments are those of `RegularizerLater`.
+    A penalty on feature maps joins the backward pass of the loss, with its scale; one on kernels
+    adds its closed-form gradient before every optimizer step whose gradients a backward pass has
+    made, and before gradient clipping: of several optimizers, at the steps of the one that all
+    selected layers belong to. Both count once per optimizer step, whatever the gradient
+    accumulation and mixed precision. A schedule counts optimizer steps. The mean penalty of each
+    epoch is logged as ``convsim/PENALTY``, such as ``convsim/recommended``, or
+    ``convsim/recommended[LAYERS]``. The arguments are those of `DeferredRegularizer`.
 
     Raises:
         ConvsimError: While training, if several optimizers share the layers.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._states: dict[str, Any] = {}
+    _states: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    _reached = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, once the model is on its device."""
@@ -52,41 +52,34 @@ class RegularizerCallback(RegularizerLater, Callback):
         """Leave the model's forward passes alone again."""
         self.end()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the schedule to this epoch, also after a resume."""
-        if self.regularizer is not None:
-            self.regularizer.steps = trainer.current_epoch
-
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
-        """Add a penalty on feature maps to the loss, in place: DDP allows one backward a step."""
-        if self.regularizer is None or not self._on_maps():
+        """Have a penalty on feature maps join the backward pass, which DDP allows once a step."""
+        self._reached = True
+        if self.regularizer is None or not self.on_maps:
             return
-        value = self.regularizer()
+        self.regularizer.steps = trainer.global_step
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches
-        loss.add_(value * scale)
-        _log(pl_module, value)
-
-    def _on_maps(self) -> bool:
-        return self.regularizer is not None and isinstance(
-            self.regularizer.penalty, ActivationPenalty
-        )
+        if (value := self.regularizer.of_new_maps()) is not None:  # of one forward pass once
+            join_(loss, value * scale)
+            self._log(pl_module, value)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Add the gradient."""
-        if self.regularizer is None or self._on_maps():
+        """Add the gradient of a penalty on kernels, if there was a backward pass."""
+        reached, self._reached = self._reached, False
+        if self.regularizer is None or self.on_maps or not reached:
             return
-        if len(trainer.optimizers) > 1 and not steps_them(optimizer, self.regularizer.layers):
+        if not owns_layers(optimizer, self.regularizer.acting):
+            self._reached = len(trainer.optimizers) > 1
             return
+        self.regularizer.steps = trainer.global_step
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        _log(pl_module, self.regularizer.backward_(grad_scale(scaler, optimizer)))
+        self._log(pl_module, self.regularizer.backward_(grad_scale(scaler, optimizer)))
 
-
-def _log(module: LightningModule, value: torch.Tensor) -> None:
-    """Log the epoch's mean, over ranks too."""
-    name = "convsim/penalty"
-    module.log(name, value.detach(), on_step=False, on_epoch=True, sync_dist=True)
+    def _log(self, module: LightningModule, value: torch.Tensor) -> None:
+        """Log the epoch's mean, over ranks too."""
+        module.log(self.log_name, value.detach(), on_step=False, on_epoch=True, sync_dist=True)

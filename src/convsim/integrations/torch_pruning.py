@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsim.batches import Batch
 from convsim.errors import ConvsimError
 from convsim.shrinking import Shrunk, shrink
-from convsim.shrinking.calibration import Batch, calibration_batches, require_shrinkable
+from convsim.shrinking.calibration import calibration_batches, require_shrinkable
 from convsim.shrinking.survey import survey
 
 
@@ -40,7 +41,7 @@ class RedundancyImportance:
     def __init__(self, model: nn.Module, batches: Iterable[Batch], *, positions: int = 32) -> None:
         require_shrinkable(model)
         self._model = model
-        self._inputs = calibration_batches(batches)
+        self._inputs = calibration_batches(model, batches)
         self._positions = positions
         self._shapes: list[torch.Size] = []
         self._scores: dict[str, list[float]] = {}

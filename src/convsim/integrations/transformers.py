@@ -2,64 +2,75 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from convsim.errors import ConvsimError
-from convsim.integrations.later import RegularizerLater
-from convsim.penalties import ActivationPenalty, preset
+from convsim.integrations.later import DeferredRegularizer
 from convsim.regularizer import Regularizer
+from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import grad_scale
 
 
-class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
-    """Add a penalty's gradient before every optimizer step of a Trainer; no subclass is needed.
+class RegularizerTrainerCallback(DeferredRegularizer, TrainerCallback):
+    """Add a penalty to the training of a Trainer; no subclass is needed.
 
-    Once per optimizer step whatever the gradient accumulation and mixed precision. Trainer clips
-    gradients before its callbacks are asked, so the penalty's gradient is not clipped. The
-    coefficient's schedule counts epochs, as Trainer's own ``state.epoch`` does. The last value is
-    logged as ``convsim_penalty``, and seen by callbacks that come after this one. The arguments are
-    those of `RegularizerLater`.
+    A penalty on feature maps is added to the loss that the model returns, as Trainer divides it;
+    one on kernels adds its gradient before every optimizer step, after clipping. Both count once
+    per optimizer step, whatever the gradient accumulation and mixed precision. A schedule counts
+    optimizer steps. The last value is logged as ``convsim/PENALTY``, such as
+    ``convsim/recommended``, and seen by callbacks that come after this one. The arguments are those
+    of `DeferredRegularizer`.
 
     Raises:
-        ConvsimError: For a penalty on feature maps ("decov"), which has to enter the loss.
+        ConvsimError: While training, for a penalty on feature maps if the model does not return its
+            loss (as with ``compute_loss_func`` or label smoothing): use `RegularizerTrainerMixin`.
     """
 
-    def __init__(self, penalty: Any = "recommended", **options: Any) -> None:
-        if isinstance(preset(penalty).penalty, ActivationPenalty):
-            raise ConvsimError(
-                f"{penalty!r} acts on feature maps and has to enter the loss, where a Trainer's "
-                "callback is not asked. Use RegularizerTrainerMixin, or a penalty on kernels, such "
-                "as 'recommended'."
-            )
-        super().__init__(penalty, **options)
-        self._value: Any = None
+    _value: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the layers, once the model is on its device."""
-        self.begin(kwargs["model"], _states(state))
+        model = kwargs["model"]
+        self.begin(model, _states(state))
+        if self.on_maps:
+            ranks = args.world_size if args.average_tokens_across_devices else 1
+            apart = 1 / (args.gradient_accumulation_steps * ranks)
+            self._handle = add_to_losses(model, partial(self._of_a_batch, model, apart))
 
-    def on_epoch_begin(
+    def _of_a_batch(self, model: nn.Module, apart: float, kwargs: dict[str, Any]) -> Tensor | None:
+        """Compute what a batch adds, which Trainer divides unless the model counts its items."""
+        if self.regularizer is None or not model.training:
+            return None
+        counted = kwargs.get("num_items_in_batch") is not None
+        value = self.regularizer()
+        self._value = value.detach()
+        return value * (apart if counted else 1.0)
+
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the schedule to this epoch, also after a resume."""
+        """Set the schedule to this step, also after a resume."""
         if self.regularizer is not None:
-            self.regularizer.steps = int(state.epoch or 0)
+            self.regularizer.steps = state.global_step
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the gradient."""
-        if self.regularizer is not None:
+        """Add the gradient of a penalty on kernels."""
+        if self.regularizer is None:
+            return
+        if not self.on_maps:
             optimizer = kwargs.get("optimizer")
             scaler = getattr(optimizer, "scaler", None)  # Accelerate's wrapper holds both
             scale = grad_scale(scaler, getattr(optimizer, "optimizer", optimizer))
             self._value = self.regularizer.backward_(scale)
-            self.save_to(_states(state))
+        self.save_to(_states(state))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,12 +78,14 @@ class RegularizerTrainerCallback(RegularizerLater, TrainerCallback):
         """Log the last value."""
         if self._value is not None and "loss" in (kwargs.get("logs") or {}):
             for logged in (kwargs["logs"], *state.log_history[-1:]):
-                logged["convsim_penalty"] = self._value.item()
+                logged[self.log_name] = self._value.item()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the model's forward passes alone again."""
+        if self.on_maps:
+            self._handle.remove()
         self.end()
 
 
@@ -84,10 +97,10 @@ def _states(state: TrainerState) -> dict[str, Any]:
 
 
 class RegularizerTrainerMixin:
-    """Add a penalty to the loss of a Trainer, for "decov" or for gradients clipped with the loss'.
+    """Add a penalty to the loss of a Trainer whose model does not return it.
 
     Each forward pass adds its share, so that an optimizer step sees coefficient · the mean of the
-    penalty over the accumulated batches. The coefficient's schedule counts epochs. The logged loss
+    penalty over the accumulated batches. The schedule counts optimizer steps. The logged loss
     contains the penalty; that of an evaluation does not. With more than one process every rank adds
     the penalty of its own batch, and DDP averages them::
 
@@ -123,7 +136,7 @@ class RegularizerTrainerMixin:
         if not model.training:
             return found
         loss, *rest = found if return_outputs else (found,)
-        self.regularizer.steps = int(self.state.epoch or 0)  # type: ignore[attr-defined]
+        self.regularizer.steps = self.state.global_step  # type: ignore[attr-defined]
         loss = loss + self._share(kwargs.get("num_items_in_batch")) * self.regularizer()
         return (loss, *rest) if return_outputs else loss
 

@@ -49,7 +49,6 @@ class KernelBank:
         stride: One integer per spatial axis.
         dilation: One integer per spatial axis.
         transposed: Whether the layer is a transposed convolution.
-        inputs: (G, S, C·n) windows of the layer's real input, for a penalty that asks for them.
         share: Where the layer's other filters are, if these are only this rank's.
     """
 
@@ -57,7 +56,6 @@ class KernelBank:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     transposed: bool = False
-    inputs: Tensor | None = None
     share: Share | None = None
 
     @property
@@ -81,9 +79,7 @@ class KernelBank:
     def with_filters(self, filters: Tensor) -> KernelBank:
         """Put other filters of the same shape in place of these."""
         # Spelled out, for torch.compile of torch < 2.7 does not trace dataclasses.replace.
-        return KernelBank(
-            filters, self.stride, self.dilation, self.transposed, self.inputs, self.share
-        )
+        return KernelBank(filters, self.stride, self.dilation, self.transposed, self.share)
 
     def to_weight(self, filters: Tensor) -> Tensor:
         """Lay a (G, M, C, k) tensor out as the layer's weight, the inverse of `kernel_bank`."""

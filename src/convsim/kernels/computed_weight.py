@@ -57,7 +57,7 @@ def _has_own_forward(module: nn.Module) -> bool:
     )
 
 
-def convolved_weight(name: str, module: Any, average: bool = False) -> ConvolvedWeight:
+def convolved_weight(name: str, module: Any) -> ConvolvedWeight:
     """Read what a layer convolves with, without any effect on the layer or on random numbers.
 
     Parameters that are sharded are gathered for it.
@@ -74,7 +74,7 @@ def convolved_weight(name: str, module: Any, average: bool = False) -> Convolved
     recorded = torch.is_grad_enabled()
     try:
         with torch.inference_mode(False), torch.enable_grad(), _random_numbers_kept(module):
-            found = _read_from_copy(module, average)
+            found = _read_from_copy(module)
     except Exception as error:  # whatever a stranger's code raises
         reason = str(error) if isinstance(error, ConvsimError) else _describe(error)
         raise ConvsimError(
@@ -99,8 +99,8 @@ def _random_numbers_kept(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _read_from_copy(module: Any, average: bool) -> ConvolvedWeight:
-    stand_ins = {parameter: _stand_in(parameter, average) for parameter in module.parameters()}
+def _read_from_copy(module: Any) -> ConvolvedWeight:
+    stand_ins = {parameter: _stand_in(parameter) for parameter in module.parameters()}
     is_parametrized = parametrize.is_parametrized(module, "weight")
     if is_parametrized and not _has_own_forward(module):
         return ConvolvedWeight(_copy(module.parametrizations.weight, stand_ins)(), True)
@@ -123,9 +123,9 @@ def _run_hooks_before_forward(module: nn.Module, twin: nn.Module) -> None:
         hook(twin, (_probe(twin),), *([{}] if takes_keywords else []))
 
 
-def _stand_in(parameter: nn.Parameter, average: bool) -> Tensor:
+def _stand_in(parameter: nn.Parameter) -> Tensor:
     """Copy a parameter, so that a gradient goes on to it; one of a frozen one ends at the copy."""
-    whole = gather(parameter, average=average) if is_sharded(parameter) else parameter
+    whole = gather(parameter) if is_sharded(parameter) else parameter
     own = whole.clone()
     # What depends on parameters can be told by this, frozen or not.
     return own if own.requires_grad or not own.is_floating_point() else own.requires_grad_()

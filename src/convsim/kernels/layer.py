@@ -39,6 +39,14 @@ class ConvLayer:
         own = self.module._parameters.get("weight")
         return own is None or self._own_weight() is not own
 
+    @property
+    def trains(self) -> bool:
+        """Whether the weight, or something that it is computed from, requires a gradient."""
+        own = self.module._parameters.get("weight")
+        if own is not None and own.requires_grad:  # spares reading it
+            return True
+        return any(map(takes_gradients, self.parameters()))
+
     def parameters(self) -> list[nn.Parameter]:
         """List the weight's parameter, or those that it may be computed from."""
         if not self.parametrized:
@@ -64,22 +72,21 @@ class ConvLayer:
         """
         return self.read()[0]
 
-    def read(self, *, shares: bool = False, average: bool = False) -> tuple[Tensor, Share | None]:
+    def read(self, *, shares: bool = False) -> tuple[Tensor, Share | None]:
         """Read the weight, or with `shares` only this rank's filters and where the others are.
 
         Shares exist where a weight is sharded between whole filters, and groups; any other is read
-        as by `weight`. Gradients of a gathered one must be the same on all ranks, or with `average`
-        become their mean.
+        as by `weight`.
         """
         module: Any = self.module
-        weight = self._own_weight(average)
+        weight = self._own_weight()
         self._refuse_meta(weight)
         if not is_sharded(weight):
             return weight, None
         by_filters = shares and not module.transposed  # its first axis is input channels
         share = share_of(weight, module.groups) if by_filters else None
         if share is None:
-            return gather(weight, average=average), None
+            return gather(weight), None
         return local_filters(weight, share), share
 
     def outline(self) -> KernelBank:
@@ -87,10 +94,10 @@ class ConvLayer:
         weight = self._own_weight()
         return self.bank(torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
 
-    def _own_weight(self, average: bool = False) -> Tensor:
+    def _own_weight(self) -> Tensor:
         module: Any = self.module
         refuse_flat_shard(self.name, module)
-        weight: Tensor = module.weight if self._is_plain else self._convolved(average).weight
+        weight: Tensor = module.weight if self._is_plain else self._convolved().weight
         return weight
 
     @property
@@ -101,12 +108,12 @@ class ConvLayer:
         compiling = torch.compiler.is_compiling()
         return compiling and parametrize.is_parametrized(self.module, "weight")
 
-    def _convolved(self, average: bool = False) -> ConvolvedWeight:
+    def _convolved(self) -> ConvolvedWeight:
         if torch.compiler.is_compiling():
             apart: Any = torch.compiler.disable(convolved_weight)
-            found: ConvolvedWeight = apart(self.name, self.module, average)
+            found: ConvolvedWeight = apart(self.name, self.module)
             return found
-        return convolved_weight(self.name, self.module, average)
+        return convolved_weight(self.name, self.module)
 
     def _refuse_meta(self, weight: Tensor) -> None:
         if weight.is_meta:
@@ -199,3 +206,8 @@ def refuse_flat_shard(name: str, module: Any) -> None:
             "or, with use_orig_params=True, call convsim inside "
             "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
         )
+
+
+def takes_gradients(parameter: Tensor) -> bool:
+    """Tell whether a parameter, or a tensor that torch.func has put in its place, is trained."""
+    return parameter.requires_grad or not isinstance(parameter, nn.Parameter)

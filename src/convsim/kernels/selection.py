@@ -54,7 +54,7 @@ def conv_layers(
     chosen = {
         name: module
         for name, module in _selected(found, layers, "layers").items()
-        if frozen or _trains(ConvLayer(name, module))
+        if frozen or ConvLayer(name, module).trains
     }
     if not chosen:
         raise ConvsimError(
@@ -103,11 +103,6 @@ def selected_modules(
 def _refuse_no_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
-
-
-def _trains(layer: ConvLayer) -> bool:
-    """Whether the weight, or something that it is computed from, requires a gradient."""
-    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _selected(

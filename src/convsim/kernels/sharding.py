@@ -7,15 +7,10 @@ filters in a sum alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from convsim.precision import exact_dtype
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,16 +42,9 @@ def is_sharded(weight: Tensor) -> bool:
     return hasattr(weight, "full_tensor")
 
 
-def gather(weight: Any, *, average: bool = False) -> Tensor:
-    """Gather a DTensor on all of its ranks; gradients go back to the parts.
-
-    With `average` as the mean over ranks, which FSDP takes of the loss' gradients; otherwise they
-    must be the same on all.
-    """
-    from torch.distributed.tensor import Partial  # noqa: PLC0415 - optional
-
-    layout = [Partial("avg")] * weight.device_mesh.ndim if average else None
-    whole: Tensor = weight.full_tensor(grad_placements=layout)
+def gather(weight: Any) -> Tensor:
+    """Gather a DTensor on all of its ranks; gradients, the same on all, go back to the parts."""
+    whole: Tensor = weight.full_tensor()
     return whole
 
 
@@ -99,53 +87,3 @@ def lay_out_like(whole: Tensor, weight: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - optional
 
     return distribute_tensor(whole, weight.device_mesh, weight.placements)
-
-
-def settle_gradients_(module: nn.Module) -> bool:
-    """Lay each gradient out as its parameter is, and tell whether any parameter is sharded.
-
-    A gradient that is still to be summed over ranks (Partial) could not take another one.
-    """
-    found = False
-    parameters: Iterable[Any] = module.parameters()
-    for parameter in parameters:
-        if is_sharded(parameter):
-            found = True
-            grad, placements = parameter.grad, parameter.placements
-            if grad is not None and grad.placements != placements:
-                parameter.grad = grad.redistribute(grad.device_mesh, placements)
-    return found
-
-
-def norm(tensors: Sequence[Tensor], shares: Iterable[Share | None] = repeat(None)) -> Tensor:
-    """Compute the norm of tensors together, each whole, a DTensor, or this rank's share."""
-    norms = [_norm(tensor, share) for tensor, share in zip(tensors, shares, strict=False)]
-    total: Tensor = torch.linalg.vector_norm(
-        torch.stack([own.to(norms[0].device) for own in norms])
-    )
-    return total
-
-
-def _norm(tensor: Tensor, share: Share | None) -> Tensor:
-    own: Any = torch.linalg.vector_norm(tensor.detach().to(exact_dtype(tensor.device)))
-    if is_sharded(own):
-        own = own.full_tensor()
-    if share is not None:
-        squared = own.square()
-        torch.distributed.all_reduce(squared, group=share.process_group)
-        own = squared.sqrt()
-    return own  # type: ignore[no-any-return]
-
-
-def average_over_ranks_(tensors: Iterable[Tensor]) -> None:
-    """Average over data-parallel ranks, which read other images, as DDP does for the loss."""
-    for tensor in tensors:
-        torch.distributed.all_reduce(tensor)
-        tensor.div_(world_size())
-
-
-def world_size() -> int:
-    """Count the processes that train together."""
-    distributed = torch.distributed
-    started = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if started else 1

@@ -45,8 +45,7 @@ class _Axis(NamedTuple):
     def positions(self) -> int:
         """How many windows there are."""
         reach = self.dilation * (self.kernel - 1) + 1
-        found: int = torch.sym_max(1, (self.coordinates - reach) // self.stride + 1)
-        return found
+        return max(1, (self.coordinates - reach) // self.stride + 1)
 
 
 def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: int) -> Tensor:
@@ -80,11 +79,7 @@ def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: i
             "axes (N, C, …) of its convolution. Leave it out with layers=…."
         )
     axes = _axes(module, bank, tuple(x.shape[2:]))
-    picked_SnC: Tensor
-    if torch.compiler.is_compiling():  # one node of the graph
-        picked_SnC = _operator(x, [n for axis in axes for n in axis[1:-1]], axes[0].mode, count)
-    else:
-        picked_SnC = _take(x, axes, count)
+    picked_SnC = _take(x, axes, count)
     picked_SCn = picked_SnC.to(bank.filters.dtype).transpose(1, 2)
     return picked_SCn.reshape(-1, groups, channels * prod(kernel)).transpose(0, 1)
 
@@ -94,29 +89,6 @@ def _take(x: Tensor, axes: tuple[_Axis, ...], count: int) -> Tensor:
     x_NPC = x.flatten(2).transpose(1, 2)
     picked_SnC: Tensor = x_NPC[index[0].unsqueeze(1), index[1:].T] * inside.T.unsqueeze(-1)
     return picked_SnC
-
-
-@torch.library.custom_op(
-    "convsim::sample_windows",
-    mutates_args=(),
-    schema="(Tensor x, int[] axes, str mode, int count) -> Tensor",
-)
-def _operator(x: Tensor, axes: list[int], mode: str, count: int) -> Tensor:
-    return _take(x, _of_sizes(x, axes, mode), count).contiguous()
-
-
-@_operator.register_fake
-def _(x: Tensor, axes: list[int], mode: str, count: int) -> Tensor:
-    of_sizes = _of_sizes(x, axes, mode)
-    windows = torch.sym_min(count, len(x) * prod(axis.positions for axis in of_sizes))
-    return x.new_empty(windows, prod(axis.kernel for axis in of_sizes), x.shape[1])
-
-
-def _of_sizes(x: Tensor, axes: list[int], mode: str) -> tuple[_Axis, ...]:
-    """Complete what is known of the axes, six numbers each, by the input's sizes."""
-    return tuple(
-        _Axis._make((size, *axes[6 * i : 6 * i + 6], mode)) for i, size in enumerate(x.shape[2:])
-    )
 
 
 def _axes(module: Any, bank: KernelBank, sizes: tuple[int, ...]) -> tuple[_Axis, ...]:

@@ -72,7 +72,7 @@ class Classifier(LightningModule):
         self.log("accuracy", correct, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        """Build the recipe's optimizer with its schedule, stepped every epoch."""
+        """Build the recipe's optimizer with its schedule, stepped every epoch or every step."""
         r = self.recipe
         kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": partial(torch.optim.SGD, momentum=r.momentum),
@@ -84,11 +84,18 @@ class Classifier(LightningModule):
         scheduler: dict[str, Callable[[], Any]] = {
             "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),
             "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, r.epochs),
+            "annealed": lambda: schedulers.CosineAnnealingLR(
+                optimizer, int(self.trainer.estimated_stepping_batches)
+            ),
             "steps": lambda: schedulers.MultiStepLR(
                 optimizer, [r.epochs // 2, r.epochs * 3 // 4], gamma=0.1
             ),
         }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler[r.schedule]()}
+        interval = "step" if r.schedule == "annealed" else "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler[r.schedule](), "interval": interval},
+        }
 
     def _require_finite(self, value: Tensor, what: str) -> None:
         if not torch.isfinite(value):

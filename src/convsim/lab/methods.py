@@ -45,7 +45,7 @@ for _name, _preset in PRESETS.items():
     _default = (_preset.coefficient,)
     METHODS[_name] = Method(_name, regularizer=_name, coefficients=_default)
     _minimised = _preset.initialization or _preset.penalty
-    if isinstance(_minimised, ActivationPenalty) or _minimised.windows:
+    if isinstance(_minimised, ActivationPenalty):
         continue  # there are no images yet
     for _method in (
         Method(f"{_name}-init", initialization=_name),
@@ -86,9 +86,6 @@ def parse_method(text: str) -> Method:
         )
     except ValueError:
         coefficients = (math.nan,)
-    on_maps = isinstance(PRESETS[method.regularizer].penalty, ActivationPenalty)
-    if on_maps and "auto" in coefficients:
-        raise ConvsimError(f"{name!r} acts on feature maps and takes no coefficient auto.")
     if not all(c == "auto" or (math.isfinite(c) and c >= 0) for c in coefficients):
         raise ConvsimError(
             'Coefficients must be finite numbers ≥ 0 or "auto", separated by commas, as in '

@@ -67,13 +67,14 @@ def build_model(
 
     Args:
         name: "cnn" (five 3×3 convolutions of width w, w, 2w, 2w, 4w, max-pooled after the second
-            and fourth), "resnet18", "resnet34", "resnet50" (He et al. 2015, stem for 32×32),
-            "vgg19" (Simonyan and Zisserman 2014, one linear layer), "wrn28-K" (Zagoruyko and
-            Komodakis 2016, widen factor K), or one of another library or of yours, as in
-            `convsim.lab.libraries.library_model`.
+            and fourth), "resnet20", "resnet18", "resnet34", "resnet50" (He et al. 2015, stem for
+            32×32, shortcuts that project), "vgg19" (Simonyan and Zisserman 2014, one linear layer),
+            "wrn28-K" (Zagoruyko and Komodakis 2016, widen factor K), or one of another library or
+            of yours, as in `convsim.lab.libraries.library_model`.
         classes: Number of classes.
         channels: Channels of the images.
-        width: Width of the first stage; by default 16 for "cnn" and "wrn28-K", 64 for the others.
+        width: Width of the first stage; by default 16 for "cnn", "resnet20" and "wrn28-K", 64 for
+            the others.
         norm: "batch" (default) or "none".
         activation: "relu" (default), "elu" or "leaky_relu".
         pretrained: Download the published weights, with the head they come with.
@@ -239,6 +240,7 @@ def _kaiming(model: nn.Module) -> nn.Module:
 
 MODELS: dict[str, tuple[int, Callable[[_Style, int, int, int], nn.Module]]] = {
     "cnn": (16, _shallow_cnn),
+    "resnet20": (16, partial(_resnet, blocks=(3, 3, 3), bottleneck=False)),
     "resnet18": (64, partial(_resnet, blocks=(2, 2, 2, 2), bottleneck=False)),
     "resnet34": (64, partial(_resnet, blocks=(3, 4, 6, 3), bottleneck=False)),
     "resnet50": (64, partial(_resnet, blocks=(3, 4, 6, 3), bottleneck=True)),

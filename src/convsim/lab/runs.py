@@ -12,7 +12,7 @@ from convsim.lab.methods import Method
 from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
 
-Schedule = Literal["cosine", "constant", "steps"]
+Schedule = Literal["cosine", "annealed", "constant", "steps"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 
 
@@ -30,8 +30,9 @@ class Recipe:
         lr: The learning rate at the start.
         momentum: SGD's momentum; the other optimizers have none.
         weight_decay: The optimizer's weight decay.
-        schedule: "cosine" (to zero over the epochs), "constant", or "steps" (a tenth after half and
-            after three quarters of the epochs).
+        schedule: "cosine" (to zero over the epochs, one value an epoch), "annealed" (the same, but
+            from step to step, as short schedules need), "constant", or "steps" (a tenth after half
+            and after three quarters of the epochs).
         validation: The share of the training part that is held out and scored after every epoch.
         measured_images: How many test images feature-map similarity is measured on, drawn class by
             class.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, NonFiniteError
+from convsim.lab.arithmetic import ARITHMETIC, Precision
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.loading import prepared
@@ -88,6 +89,7 @@ def train_on_(
     size: int | None = None,
     batch_size: int = 128,
     augment: bool = False,
+    precision: Precision = "float32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Train a model further, with SGD (momentum 0.9) whose learning rate falls to 0 by a cosine.
@@ -103,6 +105,7 @@ def train_on_(
         size: As in `shrink_on`.
         batch_size: Images a step.
         augment: Whether images are cropped and mirrored at random.
+        precision: As in `convsim.lab.runs.Recipe`.
         progress: Called with the steps done and to do.
 
     Raises:
@@ -118,16 +121,21 @@ def train_on_(
     steps = epochs * (len(data.train_labels) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    layout = ARITHMETIC[precision].memory_format
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    rounded = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     model.train()
     batches = _shuffled(data, preprocessing, epochs, batch_size, augment)
-    for done, (inputs, labels) in enumerate(batches, 1):
-        logits = _logits(model, inputs)
-        if teacher is None:
-            loss = nn.functional.cross_entropy(logits, labels)
-        else:
-            with torch.no_grad():
-                wanted = _logits(teacher.eval(), inputs)
-            loss = nn.functional.mse_loss(logits, wanted)
+    for done, (images, labels) in enumerate(batches, 1):
+        inputs = images.contiguous(memory_format=layout)
+        with rounded:
+            logits = _logits(model, inputs).float()
+            if teacher is None:
+                loss = nn.functional.cross_entropy(logits, labels)
+            else:
+                with torch.no_grad():
+                    wanted = _logits(teacher.eval(), inputs).float()
+                loss = nn.functional.mse_loss(logits, wanted)
         if not loss.isfinite():
             raise NonFiniteError(
                 f"The loss became {loss.item()} in step {done}. Lower the learning rate (now {lr})."

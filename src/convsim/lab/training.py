@@ -159,7 +159,9 @@ def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Recor
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
         "train_loss": [scores["train_loss"] for scores in curve],
-        "penalty": [scores["convsim/penalty"] for scores in curve if "convsim/penalty" in scores],
+        "penalty": [
+            scores[key] for scores in curve for key in scores if key.startswith("convsim/")
+        ],
         "seconds": sum(scores["seconds"] for scores in curve),
         "initialization_seconds": bookkeeping.initialization_seconds,
     }

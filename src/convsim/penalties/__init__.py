@@ -1,12 +1,12 @@
-"""Penalties on a convolution's filters, all with one signature, and their named presets."""
+"""Penalties on a convolution's filters or feature maps, and their named presets."""
 
-from convsim.penalties.base import ActivationPenalty, Penalty
+from convsim.penalties.activation import ActivationPenalty
+from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
-from convsim.penalties.expected_similarity import ExpectedSimilarity
 from convsim.penalties.map_similarity import MapSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
@@ -23,7 +23,6 @@ __all__ = [
     "CosineOrthogonality",
     "DeCov",
     "DoubleSoftOrthogonality",
-    "ExpectedSimilarity",
     "MapSimilarity",
     "MutualCoherence",
     "OrthoReg",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NoReturn, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ LayerReduction = Literal["mean", "sum"]
 
 
 class Penalty(ABC):
-    """A scalar that grows as the filters of one layer repeat each other.
+    """A scalar that grows as the filters of one layer repeat each other; it takes kernels alone.
 
     Attributes:
         reduction: How the layers of a model are put together: "mean" over the layers that the
@@ -28,13 +28,7 @@ class Penalty(ABC):
     reduction: LayerReduction = "mean"
 
     def __post_init__(self) -> None:
-        if self.reduction not in get_args(LayerReduction):
-            raise ConvsimError(f"reduction must be 'mean' or 'sum'; got {self.reduction!r}.")
-
-    @property
-    def windows(self) -> int:
-        """How many windows of a layer's real input the penalty wants; 0: the kernels are enough."""
-        return 0
+        check_reduction(self.reduction)
 
     @property
     def takes_shares(self) -> bool:
@@ -96,36 +90,7 @@ class Penalty(ABC):
         return True
 
 
-class ActivationPenalty(Penalty):
-    """A penalty on the feature maps of a batch, which needs a forward pass: see `Regularizer`."""
-
-    @abstractmethod
-    def maps_value(self, maps: Tensor) -> Tensor:
-        """Compute the penalty of one layer's feature maps (N, M, …), a differentiable scalar."""
-
-    def value(self, bank: KernelBank) -> Tensor:
-        """Refuse: there is nothing to be told from the filters.
-
-        Raises:
-            ConvsimError: Always.
-        """
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise ConvsimError(
-            f"{self} needs feature maps: after a forward pass use loss + regularizer(), not "
-            "backward_(), values() or initialize_()."
-        )
-
-    def add_gradients_(
-        self,
-        banks: Sequence[KernelBank],
-        gradients: Sequence[Tensor | None],
-        factor: float,
-    ) -> list[Tensor]:
-        """Refuse, as `value` does."""
-        self._refuse()
-
-    def acts_on(self, bank: KernelBank) -> bool:
-        """Tell whether the layer has two maps or more."""
-        return bank.filters.shape[0] * bank.filters.shape[1] > 1
+def check_reduction(reduction: str) -> None:
+    """Refuse an unknown way to put layers together."""
+    if reduction not in get_args(LayerReduction):
+        raise ConvsimError(f"reduction must be 'mean' or 'sum'; got {reduction!r}.")

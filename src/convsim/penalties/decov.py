@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convsim.penalties.base import ActivationPenalty, LayerReduction
-from convsim.precision import at_least_float32, full_precision
+from convsim.penalties.activation import ActivationPenalty
+from convsim.penalties.base import LayerReduction
+from convsim.penalties.correlation import centered
 from convsim.similarity.cosine import off_diagonal
 
 
@@ -15,23 +16,37 @@ from convsim.similarity.cosine import off_diagonal
 class DeCov(ActivationPenalty):
     """Penalise covariance of feature maps: ½(‖Cov‖²_F − ‖diag Cov‖²), arXiv 1511.06068, Equation 2.
 
-    Cov is over the images and positions of a batch, divided by their number. It is 0 if and only if
-    no two maps covary on the batch; scale matters.
+    Cov is over the sampled positions of a batch, divided by their number. It is 0 if and only if
+    no two maps covary on them; scale matters.
 
-    Deviations: the paper takes fully connected activations, one sample an image; here every
-    position of a map is a sample, and maps are taken as the convolution puts them out, before
-    normalization and activation.
+    Deviations: the paper takes fully connected activations, one sample an image; here positions of
+    a map are samples, and maps are taken as the layer puts them out, before normalization and
+    activation.
 
-    Cost: N·P·M² multiplications for a batch of N images of P positions, and the batch's maps are
-    kept until the backward pass.
+    Args:
+        samples: How many positions, over all images of the batch, spread evenly.
+
+    Cost: 2·S·M² multiplications.
     """
 
     reduction: LayerReduction = "sum"
+    samples: int = 4096
 
-    def maps_value(self, maps: Tensor) -> Tensor:
-        """Compute the penalty of one layer's feature maps (N, M, …)."""
-        with full_precision(maps):
-            samples_SM = at_least_float32(maps.flatten(2).transpose(1, 2).flatten(0, 1))
-            centered_SM = samples_SM - samples_SM.mean(0)
-            covariance_MM = centered_SM.mT @ centered_SM / len(centered_SM)
-            return 0.5 * off_diagonal(covariance_MM).square().sum()
+    def value(self, samples_LSM: Tensor) -> Tensor:
+        """Compute the penalty of layers' maps (L, S, M)."""
+        return self._value(_covariance(centered(samples_LSM)))
+
+    def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the penalty and its gradient 2/S · centered · Cov without diagonal."""
+        centered_LSM = centered(samples_LSM)
+        covariance_LMM = _covariance(centered_LSM)
+        gradient_LSM = centered_LSM @ off_diagonal(covariance_LMM) * (2 / samples_LSM.shape[-2])
+        return self._value(covariance_LMM), gradient_LSM
+
+    @staticmethod
+    def _value(covariance_LMM: Tensor) -> Tensor:
+        return 0.5 * off_diagonal(covariance_LMM).square().sum((-2, -1))
+
+
+def _covariance(centered_LSM: Tensor) -> Tensor:
+    return centered_LSM.mT @ centered_LSM / centered_LSM.shape[-2]

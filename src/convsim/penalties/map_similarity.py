@@ -1,4 +1,4 @@
-"""The form on feature maps: the data-aware number, its gradient passed on to earlier layers."""
+"""The form on feature maps: how alike they are on what the network really reads."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convsim.kernels.windows import spread
-from convsim.penalties.base import ActivationPenalty, LayerReduction
-from convsim.penalties.correlation import require_samples, squared_correlation
-from convsim.precision import at_least_float32, full_precision
+from convsim.penalties.activation import ActivationPenalty
+from convsim.penalties.base import LayerReduction
+from convsim.penalties.correlation import squared_correlation, squared_correlation_and_gradient
 
 
 @dataclass(frozen=True)
 class MapSimilarity(ActivationPenalty):
     """Penalise the squared correlation of a layer's feature maps: mean over all pairs i ≠ j.
 
-    The number of `ExpectedSimilarity`, taken from the maps themselves. There the input of a layer
-    is given; here the gradient goes on through it, so earlier layers learn to send what later ones
-    can tell apart. Maps are taken as the convolution puts them out, before normalization and
-    activation; scale does not matter, unlike in DeCov (Cogswell et al. 2016).
+    The mean of every map is taken out, as a normalization layer does:
+
+        penalty = mean over i ≠ j of ρ_ij²,   ρ_ij = Σ_s F_i[s]·F_j[s] / (‖F_i‖·‖F_j‖)
+
+    with F[s] a map's value at a sampled position less the mean over positions. Where
+    `ConvolutionalSimilarity` bounds E⟨F_i, F_j⟩ for every input and kernel orthogonality takes
+    inputs to be white, this takes them as they are. The gradient reaches the layer's kernels and,
+    through its input, earlier layers. It is 0 if no two maps correlate and 1 if all are multiples
+    of each other; scale does not matter, and a constant map correlates with none. Sampling adds to
+    every ρ² about 1 over the number of samples. Maps are taken as the layer puts them out, before
+    normalization and activation.
+
+    DeCov (Cogswell et al. 2016) penalises covariance instead, which a smaller scale lowers too.
 
     Args:
         samples: How many positions, over all images of the batch, spread evenly.
 
-    Cost: samples·M² multiplications, and the gradient of the maps is written once more.
+    Cost: 2·S·M·min(S, M) multiplications, whatever the batch, image size and kernel.
     """
 
     reduction: LayerReduction = "mean"
-    samples: int = 4096
+    samples: int = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_samples(self.samples)
+    def value(self, samples_LSM: Tensor) -> Tensor:
+        """Compute the penalty of layers' maps (L, S, M)."""
+        return squared_correlation(samples_LSM)
 
-    def maps_value(self, maps: Tensor) -> Tensor:
-        """Compute the penalty of one layer's feature maps (N, M, …)."""
-        with full_precision(maps):
-            maps_NMP = maps.flatten(2)
-            images, _, positions = maps_NMP.shape
-            chosen = spread(self.samples, images * positions).to(maps.device)
-            samples_SM = at_least_float32(maps_NMP[chosen // positions, :, chosen % positions])
-            return squared_correlation(samples_SM - samples_SM.double().mean(0).to(samples_SM))
+    def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the penalty and its gradient (L, S, M), in closed form."""
+        return squared_correlation_and_gradient(samples_LSM)

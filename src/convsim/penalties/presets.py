@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convsim.errors import ConvsimError, did_you_mean
+from convsim.penalties.activation import ActivationPenalty
 from convsim.penalties.base import Penalty
 from convsim.penalties.convolutional_orthogonality import ConvolutionalOrthogonality
 from convsim.penalties.convolutional_similarity import ConvolutionalSimilarity
 from convsim.penalties.cosine_orthogonality import CosineOrthogonality
 from convsim.penalties.decov import DeCov
 from convsim.penalties.double_soft_orthogonality import DoubleSoftOrthogonality
-from convsim.penalties.expected_similarity import ExpectedSimilarity
 from convsim.penalties.map_similarity import MapSimilarity
 from convsim.penalties.mutual_coherence import MutualCoherence
 from convsim.penalties.orthoreg import OrthoReg
@@ -31,22 +31,20 @@ class Preset:
         initialization: What iterative initialization minimises; the penalty itself if None.
     """
 
-    penalty: Penalty
+    penalty: Penalty | ActivationPenalty
     coefficient: float
     keep_norm: bool = True
     initialization: Penalty | None = None
 
 
 PRESETS = {
-    # How alike maps are on what the layers really read (experiments/05_accuracy). Scale-free, so
-    # that it can only be lowered by changing directions, and a mean, so that one coefficient serves
-    # networks of any width and depth. Before there is an input, the kernels have to be enough.
+    # How alike maps are on what the network really reads (experiments/20_sampled). Scale-free,
+    # so that it can only be lowered by changing directions, and a mean, so that one coefficient
+    # serves networks of any width and depth. Before there is an input, the kernels have to be
+    # enough.
     "recommended": Preset(
-        ExpectedSimilarity(), coefficient=1.0, initialization=ConvolutionalSimilarity()
+        MapSimilarity(), coefficient=1.0, initialization=ConvolutionalSimilarity()
     ),
-    "data-aware": Preset(ExpectedSimilarity(), coefficient=1.0),
-    # The same on the maps themselves, so that earlier layers learn from it too.
-    "maps": Preset(MapSimilarity(), coefficient=1.0),
     # The kernels alone, whatever the input (experiments/00_first_comparison); then others of that
     # family: channels apart, and neighbours only.
     "crossed": Preset(ConvolutionalSimilarity(), coefficient=3.0),
@@ -71,13 +69,13 @@ PRESETS = {
 }
 
 
-def preset(penalty: str | Penalty) -> Preset:
+def preset(penalty: str | Penalty | ActivationPenalty) -> Preset:
     """Look a preset up by name, or give a penalty that has none coefficient 1.
 
     Raises:
         ConvsimError: For a name that is not in `PRESETS`, or something that is no penalty.
     """
-    if isinstance(penalty, Penalty):
+    if isinstance(penalty, Penalty | ActivationPenalty):
         return Preset(penalty, coefficient=1.0)
     if not isinstance(penalty, str) or penalty not in PRESETS:
         raise ConvsimError(

@@ -1,6 +1,6 @@
 """Measure how alike a model's feature maps are on real inputs."""
 
-from convsim.redundancy.batches import Batch, Forward
+from convsim.batches import Batch, Forward
 from convsim.redundancy.measure import measure
 from convsim.redundancy.probes import Place
 

@@ -9,9 +9,9 @@ from typing import get_args
 
 from torch import Tensor, nn
 
+from convsim.batches import Batch, Forward, copied, images_of, run
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import LayerFilter
-from convsim.redundancy.batches import Batch, Forward, copied, images_of, run
 from convsim.redundancy.evaluation import evaluating
 from convsim.redundancy.examples import ExampleImages
 from convsim.redundancy.layer_measurement import LayerMeasurement

@@ -5,48 +5,56 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
 
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.kernels import KernelBank
-from convsim.kernels.sharding import norm
 
 CoefficientLike = float | Callable[[int], float] | Literal["auto"]
-"""A number ≥ 0, a function of the number of steps or epochs, or "auto"."""
-
-_NOTHING_LEFT = 1e-5  # of a penalty's value, by which its gradient could lower it: rounding
+"""A number ≥ 0, a function of the number of steps, or "auto"."""
 
 
 class Coefficient:
     """A penalty's coefficient, which with "auto" is found once.
 
-    Attributes:
-        found: With "auto", the number that was found; None before.
+    Args:
+        given: The number, schedule or "auto".
+        decay_steps: Over how many steps it falls to 0 in a line; None to keep it.
     """
 
-    found: float | None = None
-
-    def __init__(self, given: CoefficientLike) -> None:
+    def __init__(self, given: CoefficientLike, decay_steps: int | None = None) -> None:
+        if decay_steps is not None and (not isinstance(decay_steps, int) or decay_steps < 1):
+            raise ConvsimError(f"decay_steps must be an integer ≥ 1; got {decay_steps!r}.")
         self._given = float(given) if isinstance(given, numbers.Real) else given
+        self._decay_steps = decay_steps
+        self._found: float | None = None
         self.automatic = isinstance(given, str) and given == "auto"
         _ = self.at(0)  # refuse a bad one now
 
     @property
+    def found(self) -> float | None:
+        """With "auto", the number that was found; None before."""
+        return self._found
+
+    @property
     def pending(self) -> bool:
         """Whether it is still to be found."""
-        return self.automatic and self.found is None
+        return self.automatic and self._found is None
 
     def at(self, steps: int) -> float:
         """Return the coefficient after that many steps; 0 while it is to be found.
 
         Raises:
-            ConvsimError: If it is no finite number ≥ 0.
+            ConvsimError: If it is not a finite number ≥ 0.
         """
+        left = 1.0 if self._decay_steps is None else max(0.0, 1 - steps / self._decay_steps)
+        return left * self._without_decay(steps)
+
+    def _without_decay(self, steps: int) -> float:
         if self.automatic:
-            return self.found or 0.0
+            return self._found or 0.0
         value: Any = self._given(steps) if callable(self._given) else self._given
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
@@ -58,39 +66,27 @@ class Coefficient:
             )
         return float(value)
 
-    def find(
-        self,
-        losses: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        banks: Sequence[KernelBank],
-        value: Tensor,
-        scale: float,
-    ) -> None:
-        """Make the penalty's gradient as long as the loss' gradient, over these layers together.
+    def find(self, loss: float, penalty: float) -> None:
+        """Make the penalty's gradient as long as the loss'.
 
-        It is left pending where the loss' gradient is not finite, as in a step that a GradScaler
-        skips; and with a warning where it is 0, or the penalty has nothing left to lower.
+        It is left pending where a length is not finite, as in a step that a GradScaler skips; and
+        with a warning where one is 0.
 
         Args:
-            losses: The loss' gradient, by weight, multiplied by `scale`.
-            gradients: The penalty's gradient, by layer.
-            banks: The layers' filters.
-            value: The penalty.
-            scale: A GradScaler's scale.
+            loss: The length of the loss' gradient.
+            penalty: The length of the penalty's.
         """
-        shares = [bank.share for bank in banks]
-        loss, own, filters = (
-            norm(losses),
-            norm(gradients, shares),
-            norm([bank.filters for bank in banks], shares),
-        )
-        found = loss.item() / scale / own.item() if own > 0 else 0.0
-        if own * filters > _NOTHING_LEFT * value.abs().to(own) and 0 < found < math.inf:
-            self.found = found
-        elif loss.isfinite():
+        found = loss / penalty if penalty > 0 else 0.0
+        if 0 < found < math.inf:
+            self._found = found
+        elif math.isfinite(loss):
             warnings.warn(
                 'coefficient="auto" is not found yet, and nothing was added: the gradient of the '
                 "loss or of the penalty is 0. It is tried again at the next step.",
                 ConvsimWarning,
                 stacklevel=3,
             )
+
+    def resume(self, found: float | None) -> None:
+        """Take what a checkpoint says was found."""
+        self._found = found

@@ -1,4 +1,4 @@
-"""See what layers read and put out in a model's forward passes, as long as somebody looks."""
+"""See what layers put out in a model's forward passes, as long as somebody looks."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Keep = Callable[[str, nn.Module, Tensor, Tensor], None]
-"""Called with a layer's name, the module, its input and its output."""
+Look = Callable[[str, nn.Module, Tensor], None]
+"""Called with a layer's name, the module and what it put out."""
 
 
 class Watch:
-    """Hand on the input and output of modules in train() mode, until `close` or until dropped.
+    """Hand on what modules put out where gradients are recorded, until `close` or until dropped.
 
     The model holds no reference to it, and a copy of the model is watched by nobody.
 
     Args:
         modules: The modules, each with the name it is known by.
-        keep: Called after each of their forward passes.
+        look: Called after each of their forward passes.
     """
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]], keep: Keep) -> None:
-        self.keep = keep
-        handles = [
-            module.register_forward_hook(_Hook(self, name), with_kwargs=True)
-            for name, module in modules
-        ]
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], look: Look) -> None:
+        self.look = look
+        handles = [module.register_forward_hook(_Hook(self, name)) for name, module in modules]
         self.close = weakref.finalize(self, _remove, handles)
 
 
@@ -39,25 +36,29 @@ class _Hook:
     def __init__(self, watch: Watch, name: str) -> None:
         self._watch, self._name = weakref.ref(watch), name
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         watch = self._watch()
         # nn.DataParallel's replicas would leave theirs on other devices.
-        if watch is None or not module.training or getattr(module, "_is_replica", False):
+        if watch is None or getattr(module, "_is_replica", False):
             return
-        if _in_backward():  # activation checkpointing runs the module again
-            return
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        watch.keep(self._name, module, tensors[0], output)
+        # Activation checkpointing runs a module again in the backward pass.
+        if torch.is_grad_enabled() and not _in_backward():
+            watch.look(self._name, module, output)
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _NoHook, ()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _look_away
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return _get_look_away, ()
 
 
-class _NoHook:
-    def __call__(self, *_: Any) -> None:
-        """Do nothing."""
+def _look_away(self, input: tuple[Tensor], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+    """Do nothing, in TorchScript too."""
+    return None
+
+
+def _get_look_away() -> Any:
+    return _look_away
 
 
 def _in_backward() -> bool:

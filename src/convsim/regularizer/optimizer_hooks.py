@@ -15,8 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer
 
-_WRAPPED = ("optimizer", "_optimizer", "_base_optimizer")  # Accelerate, Fabric, Lightning; timm
-
 
 def before_every_step(
     optimizer: Optimizer, layers: Iterable[ConvLayer], backward: Callable[[float], Tensor]
@@ -28,11 +26,11 @@ def before_every_step(
     of it is followed by one of `backward`, and the loss it returns has the penalty added.
 
     Raises:
-        ConvsimError: As `steps_them`; if the optimizer steps none of the layers, or calls no hooks.
+        ConvsimError: As `owns_layers`; if the optimizer steps no layer, or calls no hooks.
     """
     optimizer = _inner(optimizer)
     kind = type(optimizer).__name__
-    if not steps_them(optimizer, layers):
+    if not owns_layers(optimizer, layers):
         raise ConvsimError(
             f"{kind} steps none of the regularized layers' weights. Attach the regularizer to the "
             "optimizer that was made from this model's parameters, after the model was wrapped."
@@ -58,6 +56,15 @@ def before_every_step(
     return optimizer.register_step_pre_hook(hook)
 
 
+def after_every_step(optimizer: Optimizer, call: Callable[[], object]) -> RemovableHandle:
+    """Call something after each step of an optimizer."""
+
+    def hook(*_: object) -> None:
+        call()
+
+    return _inner(optimizer).register_step_post_hook(hook)
+
+
 def grad_scale(scaler: Any, optimizer: Any) -> float:
     """Tell what an optimizer's gradients are still multiplied by: a GradScaler's scale, or 1."""
     if scaler is None or not scaler.is_enabled():
@@ -66,13 +73,13 @@ def grad_scale(scaler: Any, optimizer: Any) -> float:
     return float(scaler.get_scale()) if stage is OptState.READY else 1.0
 
 
-def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
+def owns_layers(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
     """Tell whether an optimizer steps the layers' weights: all of them, or none.
 
     Raises:
         ConvsimError: If it steps some and not others, whose gradients would be added too often.
     """
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    mine = _parameters(optimizer)
     stepped = {layer.name: any(id(p) in mine for p in layer.parameters()) for layer in layers}
     if len(set(stepped.values())) > 1:
         missing = next(name for name, found in stepped.items() if not found)
@@ -84,18 +91,35 @@ def steps_them(optimizer: Optimizer, layers: Iterable[ConvLayer]) -> bool:
 
 
 def _inner(optimizer: Any) -> Optimizer:
-    """Find the optimizer of torch inside a framework's wrapper: the one that calls hooks."""
+    """Find the optimizer that takes the steps, inside a wrapper or a two-step method."""
     if not hasattr(optimizer, "step") or isinstance(optimizer, LRScheduler):
         raise ConvsimError(
-            f"attach() takes the optimizer that steps the model; got {type(optimizer).__name__}."
+            "attach() takes a criterion, a model that returns its loss, or the optimizer that "
+            f"steps the model; got {type(optimizer).__name__}."
         )
-    while not getattr(type(optimizer).step, "hooked", False):
-        inner = next((getattr(optimizer, n) for n in _WRAPPED if hasattr(optimizer, n)), None)
-        if inner is None:
-            raise ConvsimError(
-                f"{type(optimizer).__name__} is no torch.optim.Optimizer that calls hooks before "
-                "its steps. Call regularizer.backward_() before optimizer.step() instead."
-            )
-        optimizer = inner
-    found: Optimizer = optimizer
-    return found
+    found: Any = optimizer
+    while (wrapped := _wrapped(found)) is not None:
+        found = wrapped
+    if hasattr(found, "second_step"):
+        raise ConvsimError(
+            f"{type(optimizer).__name__} takes its steps in first_step() and second_step(), which "
+            "call no hooks. Call regularizer.backward_() before second_step() instead."
+        )
+    if not getattr(type(found).step, "hooked", False):
+        raise ConvsimError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer that calls hooks before its "
+            "steps. Call regularizer.backward_() before optimizer.step() instead."
+        )
+    stepping: Optimizer = found
+    return stepping
+
+
+def _wrapped(optimizer: Any) -> Optimizer | None:
+    """Find an optimizer that another one has, under whatever name, take its steps."""
+    mine = _parameters(optimizer)
+    held = [one for one in vars(optimizer).values() if isinstance(one, Optimizer)]
+    return next((one for one in held if mine <= _parameters(one)), None)
+
+
+def _parameters(optimizer: Any) -> set[int]:
+    return {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}

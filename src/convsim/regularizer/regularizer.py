@@ -4,64 +4,67 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from convsim.errors import ConvsimError, ConvsimWarning
-from convsim.kernels import ConvLayer, KernelBank, LayerFilter, conv_layers
-from convsim.kernels.sharding import Share, average_over_ranks_, settle_gradients_, world_size
+from convsim.kernels import ConvLayer, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
-from convsim.regularizer.gradients import add_gradient, fits_in_place, gradient_target
-from convsim.regularizer.observations import Observations
-from convsim.regularizer.optimizer_hooks import before_every_step
+from convsim.regularizer.gradients import add_penalty_gradients_, settle_gradients_
+from convsim.regularizer.loss_hooks import add_to_losses
+from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
+from convsim.regularizer.samples import Samples, modules_of
+from convsim.regularizer.sampling import Balance
+
+_ATTACHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Regularizer]] = (
+    weakref.WeakKeyDictionary()
+)
+_FEW = 0.5  # of the layers, on which a penalty that acts is worth its name
 
 
 class Regularizer:
     """Add a penalty on a model's convolutions to its training.
 
-    Either of two lines, with the same gradients:
+        loss = loss + regularizer()
 
-        loss = loss + regularizer()          # a graph like that of any loss
-        loss.backward(); regularizer.backward_()   # no graph: less memory and time
+    or one line for a loop that you do not want to touch: ``Regularizer(model).attach(criterion)``.
 
-    or one, for a loop that you do not want to touch: ``Regularizer(model).attach(optimizer)``.
-
-    The recommended penalty looks at what each layer reads in the forward pass (see
-    `ExpectedSimilarity`), so call it after one, in train() mode; "crossed" takes the kernels alone,
-    at next to no cost.
+    The recommended penalty looks at the feature maps that the layers put out (see
+    `MapSimilarity`), so call it after a forward pass that records gradients; "crossed" takes the
+    kernels alone.
 
     The value is coefficient · mean (or sum, as the penalty says) over the layers. The mean leaves
-    out layers that the penalty cannot act on, so they do not dilute it: a single map, or for the
-    kernels-only forms one filter per group (value 0), or, for crossed, unit Convolutional
-    Similarity, no lag but 0 (1×1 kernels). ``print`` shows which layers are in.
+    out layers that are frozen or that the penalty cannot act on, so they do not dilute it: a single
+    map, or for the kernels-only forms one filter per group (value 0), or, for crossed, unit
+    Convolutional Similarity, no lag but 0 (1×1 kernels). ``print`` shows which layers are in. A
+    layer that a forward pass skips adds 0.
 
     Args:
         model: The model to train. Its weights are read anew at every call, through any
             parametrization; a weight shared by several layers counts once.
         penalty: "recommended", "crossed", "authors" (as published), a rival's name in
-            `convsim.PRESETS`, or a `Penalty`.
+            `convsim.PRESETS`, a `Penalty` on kernels or an `ActivationPenalty` on feature maps.
         coefficient: The weight of the penalty, a number ≥ 0, or a function of how often `step` has
-            been called, which makes a schedule by step or by epoch. The preset's own if None. With
-            "auto" the first `backward_` finds it, so that the penalty's gradient is as long as the
-            loss' gradient there, clipped if it comes clipped, over the layers that both reach: for
-            a loss or a penalty of unknown scale (experiments/09_automatic). What another
-            regularizer has added by then counts as the loss'.
+            been called, which makes a schedule. The preset's own if None. With "auto" the first
+            step finds it, so that the penalty's gradient is as long as the loss', for a loss or a
+            penalty of unknown scale (experiments/09_automatic).
+        decay_steps: Let the coefficient fall in a line from its value to 0 over so many calls of
+            `step`; None to keep it.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
-            predicate, or several. Layers frozen at this moment are left out.
+            predicate, or several. Layers count while they are not frozen.
 
     Raises:
         ConvsimError: If the model has no convolution, none is selected or trainable, one is lazy,
             or an option is unknown.
 
-    A penalty on feature maps ("maps", "decov") takes those of the forward passes since the last
-    call, mean over them, and only the first of the two lines serves it.
-
-    Cost: the penalty's own, with no dependence on batch or image size: for the recommended one see
-    `ExpectedSimilarity`; for the kernels-only forms one or two passes over the selected weights.
+    Cost: the penalty's own, with no dependence on batch or image size: see `MapSimilarity`; for the
+    kernels-only forms one or two passes over the selected weights.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -74,82 +77,49 @@ class Regularizer:
     def __init__(
         self,
         model: nn.Module,
-        penalty: str | Penalty = "recommended",
+        penalty: str | Penalty | ActivationPenalty = "recommended",
         *,
         coefficient: CoefficientLike | None = None,
+        decay_steps: int | None = None,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         chosen = preset(penalty)
         self.penalty = chosen.penalty
-        self.layers = tuple(conv_layers(model, layers, frozen=False))
+        _ = conv_layers(model, layers, frozen=False)  # refuse a model of frozen layers
+        self.layers = tuple(conv_layers(model, layers))
         self.steps = 0
-        self._coefficient = Coefficient(chosen.coefficient if coefficient is None else coefficient)
+        self._model = model
+        self._coefficient = Coefficient(
+            chosen.coefficient if coefficient is None else coefficient, decay_steps
+        )
         with torch.no_grad():
             banks = {layer.name: layer.outline() for layer in self.layers}
-        self._acting = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
-        if self._coefficient.automatic:
-            self._refuse_auto()
+        self._able = [layer for layer in self.layers if self.penalty.acts_on(banks[layer.name])]
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
-        self._attached = False
-        self._leave_optimizer: Callable[[], object] = lambda: None
-        self._seen = Observations(model, self._acting, self.penalty)
-        if not self._acting:
-            warnings.warn(
-                f"{self.penalty} cannot act on any of the {len(self.layers)} selected layers: they "
-                "have one filter per group or no lag but 0 (as 1×1 kernels): it is 0 with no "
-                "gradient. Select other layers, or a form that acts on 1×1 kernels, such as "
-                'ConvolutionalSimilarity(channels="matched").',
-                ConvsimWarning,
-                stacklevel=2,
-            )
+        self._balance = Balance(self._coefficient.pending)
+        self._samples = self._watch(modules_of(model, self._able))
+        self._handles: list[RemovableHandle] = []
+        self._warned = False
+        self._adds_itself = False
+        if self._samples is None and self._coefficient.automatic:
+            self._refuse_auto()
+        self._warn_of_few()
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
-        """Call `backward_` before every step of an optimizer, which serves any loop.
+    def _watch(self, modules: Iterable[tuple[str, nn.Module]]) -> Samples | None:
+        if not isinstance(self.penalty, ActivationPenalty):
+            return None
+        return Samples(modules, self.penalty, self._balance)
 
-        ``regularizer = Regularizer(model).attach(optimizer)`` is all there is to do. The penalty's
-        gradient comes last: after accumulation, the averaging over ranks, a GradScaler's unscaling
-        (and not in steps that it skips) and clipping, of which it is no part; where torch's
-        optimizers add their weight decay too. ``loss + regularizer()`` then adds no second one. A
-        closure given to ``step`` is followed each time it is called, and its loss has the penalty
-        added. To have the penalty clipped with the loss, call `backward_` yourself before clipping.
-
-        The optimizer keeps the regularizer until `remove`; attaching it again moves it.
-
-        Args:
-            optimizer: The one that steps all of the layers; or what Accelerate, Fabric or Lightning
-                wraps it in. With one optimizer for each part of a model, one regularizer each.
-
-        Returns:
-            This regularizer.
-
-        Raises:
-            ConvsimError: If the optimizer steps none or only some of the layers, or calls no hooks
-                (one that is no torch.optim.Optimizer), or the penalty is on feature maps.
-        """
-        if isinstance(self.penalty, ActivationPenalty):
-            raise ConvsimError(
-                f"{self.penalty} acts on feature maps and has to enter the loss: use "
-                "loss + regularizer() instead of attach()."
-            )
-        handle = before_every_step(optimizer, self._acting, self._add_gradients)
-        self._leave_optimizer()
-        self._leave_optimizer = handle.remove
-        self._attached = True
-        return self
-
-    def remove(self) -> None:
-        """Leave the optimizer, and stop looking at the model's forward passes.
-
-        Dropping a regularizer that is not attached does so too.
-        """
-        self._leave_optimizer()
-        self._attached = False
-        self._seen.close()
+    @property
+    def acting(self) -> list[ConvLayer]:
+        """The layers that the penalty acts on and that are not frozen now."""
+        return [layer for layer in self._able if layer.trains]
 
     @property
     def coefficient(self) -> float:
         """The coefficient at this step; with "auto", 0 until it is found."""
+        self._settle()
         return self._coefficient.at(self.steps)
 
     def __call__(self) -> Tensor:
@@ -157,100 +127,253 @@ class Regularizer:
 
         Attached to an optimizer, which adds the gradient itself, it is detached: to look at.
         """
-        if self._coefficient.pending and self._acting:
+        if self._coefficient.automatic and self._samples is None and self._coefficient.pending:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
-                "regularizer() does not know. Use loss.backward(); regularizer.backward_()."
+                "regularizer() does not know for a penalty on kernels. Use loss.backward(); "
+                "regularizer.backward_()."
             )
-        if not self._acting:
+        self._settle(together=True)
+        values = list(self._values(self.acting).values())
+        if not values:
             return self._nothing()
-        if isinstance(self.penalty, ActivationPenalty):
-            maps = [self._seen.take_maps(layer.name) for layer in self._acting]
-            values = [torch.stack([*map(self.penalty.maps_value, own)]).mean() for own in maps]
-        else:
-            apart = bool(self.penalty.windows)  # ranks read other images
-            banks = [self._bank(layer, *self._read(layer, apart)) for layer in self._acting]
-            values = self.penalty.values(banks)
-        value = self._reduced(values) * self.coefficient
-        return value.detach() if self._attached else value
+        value = self._reduced(values)
+        coefficient = self.coefficient
+        if self._coefficient.pending:  # 0, with a gradient to be weighed
+            return value - value.detach()
+        value = value * coefficient
+        return value.detach() if self._adds_itself else value
 
-    def _read(self, layer: ConvLayer, average: bool = False) -> tuple[Tensor, Share | None]:
-        return layer.read(shares=self.penalty.takes_shares, average=average)
-
-    def _bank(self, layer: ConvLayer, weight: Tensor, share: Share | None) -> KernelBank:
-        return self._seen.with_inputs(layer.name, layer.bank(weight, share))
+    def _values(self, layers: list[ConvLayer]) -> dict[str, Tensor]:
+        """Compute the penalty of each layer that has one: a skipped layer has no maps."""
+        self._require_same_layers()
+        if self._samples is not None and isinstance(self.penalty, ActivationPenalty):
+            names = {layer.name for layer in layers}
+            asked = self._samples.ask().items() if layers else ()
+            runs = [(name, one) for name, own in asked if name in names for one in own]
+            values = self.penalty.values([one for _, one in runs])
+            by_layer: dict[str, list[Tensor]] = {}
+            for (name, _), value in zip(runs, values, strict=True):
+                by_layer.setdefault(name, []).append(value)
+            return {name: torch.stack(own).mean() for name, own in by_layer.items()}
+        assert isinstance(self.penalty, Penalty)
+        banks = [layer.bank(*layer.read(shares=self.penalty.takes_shares)) for layer in layers]
+        values = self.penalty.values(banks) if banks else []
+        return {layer.name: value for layer, value in zip(layers, values, strict=True)}
 
     def _reduced(self, values: list[Tensor]) -> Tensor:
         """Put the layers together, without the coefficient."""
         total = torch.stack([value.to(values[0].device) for value in values]).sum()
         return total * self._layer_factor()
 
-    def forget(self) -> None:
-        """Drop feature maps that a penalty on them has kept and not used yet."""
-        self._seen.forget_maps()
+    def _layer_factor(self) -> float:
+        mean = self.penalty.reduction == "mean"
+        return 1 / (max(1, len(self.acting)) if mean else 1)
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
 
     def backward_(self, scale: float = 1.0) -> Tensor:
-        """Add coefficient · scale · gradient of the penalty to the parameters' ``.grad``.
+        """Add coefficient · scale · gradient of a penalty on kernels to the parameters' ``.grad``.
 
-        Call it once per optimizer step: after the last backward of an accumulation, before gradient
-        clipping. Parameters that require no gradient are left alone.
+        No graph is made, which spares memory and time. Call it once per optimizer step: after the
+        last backward of an accumulation, before gradient clipping. Parameters that require no
+        gradient are left alone.
 
         Args:
             scale: What the loss was multiplied by before its backward, as
                 ``scaler.get_scale()`` of a GradScaler whose gradients are not yet unscaled.
 
         Returns:
-            coefficient · penalty, detached, as `__call__`; the mean over processes that read other
-            images.
+            coefficient · penalty, detached, as `__call__`.
 
         Raises:
-            ConvsimError: If the regularizer is attached to an optimizer, or scale is not above 0.
+            ConvsimError: If the penalty is on feature maps, the regularizer is attached, or scale
+                is not above 0.
         """
-        if self._attached:
+        if self._handles:
             raise ConvsimError(
-                "The regularizer is attached to an optimizer, which adds the gradient before each "
-                "step: it would count twice. Call values() to look, or remove() first."
+                "The regularizer is attached and adds its gradient itself: it would count twice. "
+                "Call values() to look, or remove() first."
             )
         return self._add_gradients(scale)
 
     def _add_gradients(self, scale: float) -> Tensor:
+        if not isinstance(self.penalty, Penalty):
+            raise ConvsimError(
+                f"{self.penalty} acts on feature maps and has to enter the loss: use "
+                "loss + regularizer(), or attach(criterion)."
+            )
         if not 0 < scale < math.inf:
             raise ConvsimError(f"scale must be a finite number > 0; got {scale!r}.")
-        if not self._acting:
+        self._require_same_layers()
+        acting = self.acting
+        if not acting:
             return self._nothing()
-        self._settle_shards()
-        with torch.enable_grad():
-            weights, shares = zip(*(self._read(layer) for layer in self._acting), strict=True)
-        banks = [
-            self._bank(layer, weight.detach(), share)
-            for layer, weight, share in zip(self._acting, weights, shares, strict=True)
-        ]
-        over_ranks = bool(self.penalty.windows) and world_size() > 1
-        pending = self._coefficient.pending
-        in_place = [not (pending or over_ranks) and fits_in_place(weight) for weight in weights]
-        gradients = [
-            gradient_target(*where)
-            for where in zip(self._acting, weights, banks, in_place, strict=True)
-        ]
-        factor = self._layer_factor() * (1.0 if pending else self.coefficient * scale)
-        values = self.penalty.add_gradients_(banks, gradients, factor)
-        value = self._reduced(values)
-        if over_ranks:
-            average_over_ranks_([*(own for own in gradients if own is not None), value])
-        if pending:
-            self._find_coefficient(banks, gradients, value, scale)
-            gradients = [g if g is None else g * (self.coefficient * scale) for g in gradients]
-        for weight, bank, gradient, done in zip(weights, banks, gradients, in_place, strict=True):
-            if gradient is not None and not done:
-                add_gradient(weight, bank, gradient)
-        return value * self.coefficient
+        self._settle_shards(acting)
+        values = add_penalty_gradients_(
+            acting, self.penalty, self._coefficient, self.steps, self._layer_factor(), scale
+        )
+        return self._reduced(values) * self.coefficient
 
-    def _nothing(self) -> Tensor:
-        return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
+    def attach(
+        self,
+        target: nn.Module | torch.optim.Optimizer,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Self:
+        """Have the penalty added by itself, for a loop that you do not want to touch.
 
-    def _settle_shards(self) -> None:
+        To a criterion, such as ``nn.CrossEntropyLoss()``, or to a model that returns its loss: the
+        penalty is added to what it returns, wherever gradients are recorded and the layers have
+        run. So whatever the loop does to its loss is done to the penalty.
+
+        To an optimizer, for a penalty on kernels: the gradient is added before every step. It comes
+        last: after accumulation, a GradScaler's unscaling (and not in steps that it skips) and
+        clipping, of which it is no part, where torch's optimizers add their weight decay too. A
+        closure given to ``step`` is followed each time it is called, and its loss has the penalty
+        added.
+
+        Attaching again moves the regularizer; another of the same penalty on the same layers takes
+        its place.
+
+        Args:
+            target: The criterion, a model that returns its loss, or the optimizer, or what
+                Accelerate, Fabric or Lightning wraps it in. With one optimizer for each part of a
+                model, one regularizer each.
+            optimizer: The one whose steps advance the schedule; `target` if that is one. Without
+                it, call `step`.
+
+        Returns:
+            This regularizer.
+
+        Raises:
+            ConvsimError: If the optimizer steps none or only some of the layers or calls no hooks,
+                or the penalty is on feature maps, which an optimizer comes too late for.
+        """
+        if isinstance(target, nn.Module):
+            handles = [add_to_losses(target, lambda _: self.of_new_maps())]
+        elif self._samples is not None:
+            raise ConvsimError(
+                f"{self.penalty} acts on feature maps, and an optimizer comes after their backward "
+                "pass: attach the regularizer to the criterion, attach(criterion), or use "
+                "loss + regularizer()."
+            )
+        else:
+            optimizer = target
+            handles = [before_every_step(target, self.acting, self._add_gradients)]
+        if optimizer is not None:
+            handles.append(after_every_step(optimizer, self.step))
+        self._detach()
+        self._take_place_in(target)
+        self._handles, self._adds_itself = handles, optimizer is target
+        return self
+
+    def of_new_maps(self) -> Tensor | None:
+        """Compute the penalty, None where maps are asked for that the layers did not put out."""
+        if self._samples is None or self._samples.fresh:
+            return self()
+        if not self._samples.ran and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "The regularizer is attached to a loss, but its layers have put out no feature "
+                "maps so far: nothing is added. Attach it to the criterion of this model, and "
+                "checkpoint activations with use_reentrant=False.",
+                ConvsimWarning,
+                stacklevel=2,
+            )
+        return None
+
+    def _take_place_in(self, target: object) -> None:
+        """Detach another of this penalty on these layers: a notebook's cell was run again."""
+        others = _ATTACHED.setdefault(target, weakref.WeakSet())
+        modules = {layer.module for layer in self.layers}
+        for other in list(others):
+            same = other is not self and other.penalty == self.penalty
+            if same and {layer.module for layer in other.layers} == modules:
+                other.remove()
+        others.add(self)
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._adds_itself = [], False
+
+    def remove(self) -> None:
+        """Leave what it is attached to, and stop looking at the model's forward passes.
+
+        Dropping a regularizer that is not attached does so too.
+        """
+        self._detach()
+        if self._samples is not None:
+            self._samples.close()
+
+    def forget(self) -> None:
+        """Drop what a penalty on feature maps has kept of forward passes."""
+        if self._samples is not None:
+            self._samples.forget()
+
+    @torch.no_grad()
+    def values(self) -> dict[str, float]:
+        """Compute each selected layer's penalty, without the coefficient, for logging.
+
+        A layer that the penalty cannot act on, or that the last forward pass skipped, has 0.
+        """
+        able = self._able if self._samples is not None else list(self.layers)
+        found = {name: value.item() for name, value in self._values(able).items()}
+        return {layer.name: found.get(layer.name, 0.0) for layer in self.layers}
+
+    def step(self) -> None:
+        """Advance the coefficient's schedule by one."""
+        self._settle(together=True)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
+        self._settle()
+        return {"steps": self.steps, "coefficient": self._coefficient.found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ConvsimError: If it is not a regularizer's state.
+        """
+        steps, found = state.get("steps"), state.get("coefficient")
+        if not isinstance(steps, int) or not (found is None or 0 < found < math.inf):
+            raise ConvsimError(
+                f"Not a regularizer state: {state!r}. Give what state_dict() returned."
+            )
+        self.steps = steps
+        self._coefficient.resume(found)
+        self._balance.pending = self._coefficient.pending
+
+    def _settle(self, *, together: bool = False) -> None:
+        """Find the coefficient of a penalty on maps from the gradients of the last backward.
+
+        With several ranks only where all of them ask: one that looks must not wait for the others.
+        """
+        ready = self._balance.pending and self._balance.weighed
+        if ready and (together or not self._balance.shared):
+            self._coefficient.find(*self._balance.lengths())
+            self._balance.forget()
+            self._balance.pending = self._coefficient.pending
+
+    def _require_same_layers(self) -> None:
+        for layer in self._able:
+            try:
+                now = self._model.get_submodule(layer.name)
+            except AttributeError:
+                now = None
+            if now is not layer.module:
+                raise ConvsimError(
+                    f"Layer {layer.name!r} was replaced after the regularizer was made, which "
+                    "still holds the old one. Make a new Regularizer of the model as it is now."
+                )
+
+    def _settle_shards(self, layers: list[ConvLayer]) -> None:
         """Make sure that gradients reach the shards that an optimizer holds."""
-        for layer in self._acting:
+        for layer in layers:
             if settle_gradients_(layer.module):
                 self._sharded.add(layer.name)
             elif layer.name in self._sharded:
@@ -260,89 +383,50 @@ class Regularizer:
                     "regularizer.backward_(), or set_reshard_after_backward(True)."
                 )
 
-    def _find_coefficient(
-        self, banks: list[KernelBank], gradients: list[Tensor | None], value: Tensor, scale: float
-    ) -> None:
-        """Weigh the penalty by the layers that the loss has reached."""
-        weights: list[Any] = [layer.module.weight for layer in self._acting]
-        reached = [
-            # Not by the penalty's gradient: a rank without filters of a layer has none, and the
-            # ranks must ask for the same norms.
-            (weight.grad, value.new_zeros(()) if own is None else own, bank)
-            for weight, own, bank in zip(weights, gradients, banks, strict=True)
-            if weight.requires_grad and weight.grad is not None
-        ]
-        if reached:
-            losses, own, their_banks = zip(*reached, strict=True)
-            self._coefficient.find(losses, own, their_banks, value, scale)
-        elif any(weight.requires_grad for weight in weights):
-            raise ConvsimError(
-                'coefficient="auto" needs the gradient of the loss: call loss.backward() before '
-                "regularizer.backward_()."
-            )
-
     def _refuse_auto(self) -> None:
-        for layer in self._acting:
+        for layer in self._able:
             if layer.parametrized:
                 raise ConvsimError(
                     f'Layer {layer.name!r} computes its weight from others: coefficient="auto" '
                     "cannot read the loss' gradient there. Give a number, or leave the layer out "
                     "with layers=…."
                 )
-        if isinstance(self.penalty, ActivationPenalty):
-            raise ConvsimError(
-                f'{self.penalty} acts on feature maps, by loss + regularizer(): coefficient="auto" '
-                "needs backward_(). Give a number."
-            )
 
-    @torch.no_grad()
-    def values(self) -> dict[str, float]:
-        """Compute each selected layer's penalty, without the coefficient, for logging.
+    def _warn_of_few(self) -> None:
+        total, able = len(self.layers), len(self._able)
+        if able > _FEW * total:
+            return
+        many = f"only {able}" if able else "none"
+        warnings.warn(
+            f"{self.penalty} acts on {many} of the {total} selected layers: the others have one "
+            "filter per group or no lag but 0 (as 1×1 kernels), where it is constant. Take "
+            '"recommended", which looks at feature maps, or for kernels alone a form that acts on '
+            '1×1 kernels, such as "matched"; or select other layers.',
+            ConvsimWarning,
+            stacklevel=3,
+        )
 
-        A layer that the penalty cannot act on has its constant value; 0 if that depends on inputs.
-        """
-        read = [layer for layer in self.layers if layer in self._acting or not self.penalty.windows]
-        values = self.penalty.values([self._bank(layer, *self._read(layer)) for layer in read])
-        found = {layer.name: value.item() for layer, value in zip(read, values, strict=True)}
-        return {layer.name: found.get(layer.name, 0.0) for layer in self.layers}
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what looks at this very model: a copy looks at its own."""
+        watched = self._samples.modules if self._samples is not None else ()
+        return vars(self) | {"_samples": watched, "_handles": [], "_adds_itself": False}
 
-    def step(self) -> None:
-        """Advance the coefficient's schedule by one: a step or an epoch, as its function counts."""
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
-        return {"steps": self.steps, "coefficient": self._coefficient.found}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ConvsimError: If it is no state of a regularizer.
-        """
-        steps, found = state.get("steps"), state.get("coefficient")
-        if not isinstance(steps, int) or not (found is None or 0 < found < math.inf):
-            raise ConvsimError(
-                f"This is no state of a regularizer: {state!r}. Give what state_dict() returned."
-            )
-        self.steps, self._coefficient.found = steps, found
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._samples = self._watch(state["_samples"])
 
     def __repr__(self) -> str:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
         return "\n".join(
             [f"Regularizer({self.penalty}, coefficient={coefficient})"]
-            + [f"  {_describe(layer, self._shapes[layer.name], layer in self._acting)}"
-               for layer in self.layers]
-        )  # fmt: skip
+            + [f"  {self._describe(layer)}" for layer in self.layers]
+        )
 
-    def _layer_factor(self) -> float:
-        mean = self.penalty.reduction == "mean"
-        return 1 / (max(1, len(self._acting)) if mean else 1)
-
-
-def _describe(layer: ConvLayer, shape: tuple[int, ...], acting: bool) -> str:
-    groups, filters, channels, *kernel = shape
-    return (
-        f"{layer.name}: {type(layer.module).__name__}, {groups} × {filters} filters of "
-        f"{channels} × {'×'.join(map(str, kernel))}{'' if acting else ' (left out: constant)'}"
-    )
+    def _describe(self, layer: ConvLayer) -> str:
+        groups, filters, channels, *kernel = self._shapes[layer.name]
+        out = "" if layer in self._able else " (left out: constant)"
+        out = out if layer.trains else " (left out: frozen)"
+        return (
+            f"{layer.name}: {type(layer.module).__name__}, {groups} × {filters} filters of "
+            f"{channels} × {'×'.join(map(str, kernel))}{out}"
+        )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from convsim.batches import Batch, only_input
 from convsim.errors import ConvsimError, NonFiniteError
 
-Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
-
-def calibration_batches(batches: Iterable[Batch]) -> list[Tensor]:
-    """Take the inputs out of batches as `convsim.measure` takes them, and keep them on the CPU.
+def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
+    """Take what a model reads out of batches as `convsim.measure` does, and keep it on the CPU.
 
     Raises:
-        ConvsimError: If there is none, or one is of another kind.
+        ConvsimError: If there is none, or one is of another kind, or the model takes several
+            tensors.
         NonFiniteError: If one holds NaN or infinity.
     """
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
@@ -25,7 +24,8 @@ def calibration_batches(batches: Iterable[Batch]) -> list[Tensor]:
             "shrink() takes an iterable of batches, such as [images]; got "
             f"{type(batches).__name__}."
         )
-    found = [inputs for batch in batches if len(inputs := _inputs(batch))]
+    read = (only_input(model, batch).detach().cpu() for batch in batches)
+    found = [inputs for inputs in read if len(inputs)]
     if not found:
         raise ConvsimError(
             "shrink() needs calibration images, a few hundred or more; got none. Labels are not "
@@ -37,21 +37,6 @@ def calibration_batches(batches: Iterable[Batch]) -> list[Tensor]:
                 "The calibration images hold NaN or infinite values. Leave those images out."
             )
     return found
-
-
-def _inputs(batch: Batch) -> Tensor:
-    found: Any = batch
-    if isinstance(batch, Mapping):
-        found = batch.get("pixel_values")
-    elif isinstance(batch, Sequence) and batch:
-        found = batch[0]
-    if not isinstance(found, Tensor) or not found.dim():
-        holds = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
-        raise ConvsimError(
-            "A batch must be a tensor (N, …), a sequence that starts with one, or a mapping with "
-            f"'pixel_values'; got a {type(batch).__name__}{holds}."
-        )
-    return found.detach().cpu()
 
 
 def require_shrinkable(model: nn.Module) -> None:

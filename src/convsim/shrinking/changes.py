@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class FoldedMap:
 
 
 @dataclass(frozen=True)
+class FoldPicture:
+    """A map that is gone, as its first consumer read it of the first calibration image.
+
+    Attributes:
+        map: Its number in the original layer.
+        lost: The map, (h, w).
+        told: What the kept ones tell of it.
+        into: The kept ones that tell most of it, as in `FoldedMap`.
+    """
+
+    map: int
+    lost: Tensor
+    told: Tensor
+    into: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class LayerChange:
     """What became of one layer.
 
@@ -46,6 +65,8 @@ class LayerChange:
             layers repair any of it. NaN where all maps stay.
         reason: Why all maps stay, if something stands against cutting them.
         folded: The maps that are gone, and what they are told by.
+        pictures: Those of them with the largest mean square, at most eight, to look at; none where
+            maps have one pixel. Left out of JSON.
     """
 
     name: str
@@ -56,6 +77,7 @@ class LayerChange:
     error: float
     reason: str
     folded: tuple[FoldedMap, ...]
+    pictures: tuple[FoldPicture, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)

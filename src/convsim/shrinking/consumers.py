@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convsim.errors import NonFiniteError
 from convsim.shrinking.channels import Slot
 from convsim.shrinking.compensation import map_compensation
+from convsim.shrinking.pictures import small_maps
 from convsim.shrinking.selection import Reading
 from convsim.shrinking.statistics import MapStatistics
 from convsim.shrinking.topology import Fate, norm_scale
@@ -32,10 +33,16 @@ class Consumer:
         self.scale = None if norm is None else norm_scale(norm)
         self.takes_constant = _takes_constant(self.module, norm)
         self.statistics = MapStatistics(len(self.maps_m), filters_of(self.module).device)
+        self.pictures_mhw: Tensor | None = None
 
     def read(self, inputs: Tensor, positions: int, generator: torch.Generator) -> None:
-        """Add what a batch of inputs holds, at positions drawn at random for every image."""
+        """Add what a batch of inputs holds, at positions drawn at random for every image.
+
+        Of the first image the maps themselves are kept, made small.
+        """
         axis = channel_axis(self.module, inputs)
+        if not self.statistics.samples and axis == 1:
+            self.pictures_mhw = small_maps(inputs[0, self.places_mt[:, 0].to(inputs.device)])
         rows_NPI = inputs.detach().movedim(axis, -1).reshape(len(inputs), -1, inputs.shape[axis])
         count = rows_NPI.shape[1]
         if count > positions:

@@ -6,7 +6,8 @@ import math
 from html import escape
 
 from convsim.report.html import content_policy, source_hash
-from convsim.shrinking.changes import Before, LayerChange, NetworkChange
+from convsim.shrinking.changes import Before, FoldPicture, LayerChange, NetworkChange
+from convsim.shrinking.pictures import drawn
 from convsim.visible import visible
 
 _STYLE = """
@@ -20,6 +21,10 @@ table { border-collapse: collapse; width: 100%; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child, td.note, th.note { text-align: left; }
 svg { vertical-align: middle; } .all { fill: var(--gone); } .kept { fill: var(--fill); }
+.folds { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: .6rem 0; }
+figure { margin: 0; } figcaption { font-size: .8em; }
+figure span { display: inline-block; text-align: center; margin-right: .35rem; font-size: .75em; }
+figure img { display: block; width: 64px; image-rendering: pixelated; margin: auto; }
 details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .85em; }
 """
 
@@ -27,7 +32,7 @@ details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .
 def shrink_page(report: NetworkChange) -> str:
     """Make the page: the whole network, a bar a layer, and what each lost map was folded into."""
     title = escape(f"Shrinking {visible(report.model)}")
-    policy = content_policy(f"style-src '{source_hash(_STYLE)}'")
+    policy = content_policy(f"style-src '{source_hash(_STYLE)}'", "img-src data:")
     rows = "\n".join(map(_row, report.layers))
     folds = "\n".join(_folds(layer) for layer in report.layers if layer.folded)
     return f"""<!doctype html>
@@ -54,7 +59,9 @@ on {report.images:,} calibration images</div>
 of what they put out, before later layers repair any of it.</p>
 <h2>Which maps were folded into which</h2>
 <p>A map that is gone is read as the sum of kept ones, each times a factor; the three that tell most
-of it are named.</p>
+of it are named. Pictures show what the first layer that reads the maps sees of the first
+calibration image: the map that is gone, what all kept ones tell of it on the same scale of grey,
+and the three, each on its own scale.</p>
 {folds or "<p>None: every map stays.</p>"}
 </body></html>
 """
@@ -87,10 +94,23 @@ def _folds(layer: LayerChange) -> str:
         + "</td></tr>"
         for fold in layer.folded
     )
+    pictures = "\n".join(_picture(fold, layer) for fold in layer.pictures)
     return (
         f"<details><summary>{escape(visible(layer.name))}: {len(layer.folded)} maps</summary>"
+        f"<div class='folds'>{pictures}</div>"
         f"<table><tr><th>Map</th><th class='note'>read as</th></tr>\n{items}</table></details>"
     )
+
+
+def _picture(fold: FoldPicture, layer: LayerChange) -> str:
+    into = next(one.into for one in layer.folded if one.map == fold.map)
+    shown = [("gone", drawn(fold.lost)), ("told", drawn(fold.told, fold.lost))]
+    shown += [
+        (f"{factor:.2g} · {kept}", drawn(map_hw))
+        for (kept, factor), map_hw in zip(into, fold.into, strict=True)
+    ]
+    pictures = "".join(f"<span><img alt='' src='{source}'>{name}</span>" for name, source in shown)
+    return f"<figure><figcaption>map {fold.map}</figcaption>{pictures}</figure>"
 
 
 def _counts(count: Before) -> str:

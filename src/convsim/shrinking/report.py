@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convsim.shrinking.changes import NetworkChange
@@ -21,7 +21,11 @@ class ShrinkReport(NetworkChange):
 
     def to_json(self) -> str:
         """Write everything as JSON; numbers that are undefined are null."""
-        return json.dumps({"convsim": __version__, **_plain(asdict(self))}, allow_nan=False)
+        layers = tuple(replace(layer, pictures=()) for layer in self.layers)
+        content = asdict(replace(self, layers=layers))
+        for layer in content["layers"]:
+            del layer["pictures"]
+        return json.dumps({"convsim": __version__, **_plain(content)}, allow_nan=False)
 
     def to_html(self) -> str:
         """Make one self-contained HTML page."""

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from convsim.precision import full_precision
-from convsim.shrinking.calibration import device_of
 from convsim.shrinking.channels import AxisKey, KeptAxes
 from convsim.shrinking.compensation import ridge_regression
 from convsim.shrinking.consumers import add_constant_
+from convsim.shrinking.resuming import Reached
+from convsim.shrinking.road import Road
 from convsim.shrinking.statistics import RegressionStatistics
-from convsim.shrinking.topology import Additions, Fate, Seen, norm_scale
-from convsim.shrinking.weights import filters_of, rows_of, set_filters_, windows_of
-
-Layers = Sequence[tuple[str, Fate]]
+from convsim.shrinking.topology import Fate, norm_scale
+from convsim.shrinking.weights import filters_of, set_filters_, windows_of
 
 _SAMPLES = 32
 """How many samples are enough for each predictor of a layer: more changed no accuracy."""
@@ -45,7 +44,7 @@ def solve_in_sequence_(
     positions: int,
     ridge: float,
     progress: Callable[[int, int], None],
-) -> None:
+) -> Road:
     """Fit layers of a smaller network, one after the other, in place.
 
     What a layer should put out is what it puts out in the original network. Where that is added to
@@ -64,29 +63,32 @@ def solve_in_sequence_(
         positions: How many positions of each image to take.
         ridge: Relative to the mean square of each predictor; it pulls towards the weight as it is.
         progress: Called after each layer with how many are done, and how many there are.
+
+    Returns:
+        How far the smaller network has come with each batch.
     """
     stages = [_Stage(name, fate, small, axes) for name, fate in layers.items() if fate.linear]
     for number, stage in enumerate(stages):
         stage.choose(batches, number, min(positions, per_image[stage.name]))
+    names = [stage.name for stage in stages]
+    smaller, whole = (Road(network, batches, names) for network in (small, original))
     done = 0
     for together in _chunks(stages, positions, batches):
-        wanted = _wanted(original, together, batches, positions)
+        wanted = _wanted(whole, together, positions)
         for stage in together:
-            stage.solve_(batches, wanted.pop(stage.name), positions, ridge)
+            stage.solve_(smaller, wanted.pop(stage.name), positions, ridge)
             done += 1
             progress(done, len(stages))
+    return smaller
 
 
-def _wanted(
-    original: nn.Module, stages: Sequence[_Stage], batches: Sequence[Tensor], positions: int
-) -> dict[str, list[Tensor]]:
-    """Take what layers should tell of the batches they look at, in one pass of the original."""
+def _wanted(whole: Road, stages: Sequence[_Stage], positions: int) -> dict[str, list[Tensor]]:
+    """Take what layers should tell of the batches they look at."""
     wanted: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
-    for number, batch in enumerate(batches):
+    for number in range(len(whole.batches)):
         reading = [(one.name, one.fate) for one in stages if number in one.batches]
         if reading:
-            found = _targets(original, reading, batch.to(device_of(original)), positions)
-            for name, sample in found.items():
+            for name, sample in whole.run(number, reading, positions).items():
                 wanted[name].append(sample)
     return wanted
 
@@ -106,60 +108,6 @@ def _chunks(
         chunk.append(stage)
         size += own
     yield chunk
-
-
-class _Reached(Exception):  # noqa: N818 - it carries a result, it is no error
-    """The forward pass is past what was to be seen."""
-
-
-def _targets(
-    model: nn.Module,
-    layers: Layers,
-    inputs: Tensor,
-    positions: int,
-    look: Callable[[nn.Module, Tensor], None] = lambda layer, read: None,
-) -> dict[str, Tensor]:
-    """Run a network as far as needed, and take samples of what layers should tell: (S, O) each.
-
-    They are taken at once, and `look` is called with what a layer reads: what comes later may
-    overwrite either in place.
-    """
-    found: dict[str, Tensor] = {}
-    count = positions * len(inputs)
-
-    def take(name: str, maps: Tensor) -> None:
-        found[name] = rows_of(model.get_submodule(name), maps, count)
-        if len(found) == len(layers):
-            raise _Reached
-
-    def at_layer(name: str, fate: Fate) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            with additions.aside():
-                look(module, args[0])
-                if fate.addition is None:
-                    take(name, output)
-
-        return hook
-
-    def at_sum(number: int, first: Seen, second: Seen, result: Tensor) -> None:
-        for name, fate in layers:
-            if fate.addition == number:
-                take(name, result)
-
-    additions = Additions(at_sum)
-    handles = [
-        model.get_submodule(name).register_forward_hook(at_layer(name, fate))
-        for name, fate in layers
-    ]
-    try:
-        with torch.no_grad(), additions:
-            model(inputs)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 class _Stage:
@@ -188,7 +136,7 @@ class _Stage:
 
     def solve_(
         self,
-        batches: Sequence[Tensor],
+        road: Road,
         wanted: Sequence[Tensor],
         positions: int,
         ridge: float,
@@ -200,7 +148,7 @@ class _Stage:
         statistics = RegressionStatistics(groups, self.predictors, filters, device)
         for number, want_SO in zip(self.batches, wanted, strict=True):
             with full_precision(want_SO):
-                windows_GSP, got_SO = self._look(batches[number].to(device), positions)
+                windows_GSP, got_SO = self._look(road, number, positions)
                 missing_SO = self._missing(want_SO, got_SO)
                 missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
                 statistics.add(windows_GSP, missing_GSM.to(windows_GSP))
@@ -210,15 +158,24 @@ class _Stage:
         set_filters_(self.layer, filters_GMCn + more_GMCn)
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
-    def _look(self, inputs: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    def _look(self, road: Road, number: int, positions: int) -> tuple[Tensor, Tensor]:
         """Take what the layer reads in the smaller network so far, and what it tells."""
         windows: list[Tensor] = []
+        count = positions * len(road.batches[number])
 
         def look(layer: nn.Module, read: Tensor) -> None:
-            windows.append(windows_of(layer, read, positions * len(inputs)))
+            windows.append(windows_of(layer, read, count))
+            if self.fate.addition is None:
+                raise Reached
 
-        got = _targets(self.small, [(self.name, self.fate)], inputs, positions, look)
-        return windows[0], got[self.name]
+        found = road.run(number, [(self.name, self.fate)], positions, look)
+        told_SO = found[self.name] if self.name in found else self._told(windows[0])
+        return windows[0], told_SO
+
+    def _told(self, windows_GSP: Tensor) -> Tensor:
+        """Compute what the layer puts out of what it reads: (S, O)."""
+        told_SO = (windows_GSP @ filters_of(self.layer).flatten(2).mT).transpose(0, 1).flatten(1)
+        return told_SO if self.layer.bias is None else told_SO + self.layer.bias.detach()
 
     def _missing(self, want_SO: Tensor, got_SO: Tensor) -> Tensor:
         """Return by how much the layer's output should change."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from convsim.batches import Batch
 from convsim.errors import ConvsimError
 from convsim.kernels import LayerFilter
 from convsim.shrinking.archive import REPORT, save_network
@@ -22,12 +23,13 @@ from convsim.shrinking.budget import (
     uniform,
     uniform_share,
 )
-from convsim.shrinking.calibration import Batch, calibration_batches, device_of, require_shrinkable
+from convsim.shrinking.calibration import calibration_batches, device_of, require_shrinkable
 from convsim.shrinking.channels import Group, cut_, kept_axes
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.groups import LeftWhole
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
+from convsim.shrinking.road import Road
 from convsim.shrinking.sequence import solve_in_sequence_
 from convsim.shrinking.summary import summarize
 from convsim.shrinking.survey import Survey, survey
@@ -100,8 +102,7 @@ def shrink(
     Args:
         model: The network, in any mode; it is not changed.
         batches: Calibration images as `convsim.measure` takes them, a few hundred or more; labels
-            are not looked at. They are kept in memory, for they are run through once for each
-            layer.
+            are not looked at. They are kept in memory.
         channels: Share of the channels to keep, in (0, 1].
         parameters: Share of the parameters to keep.
         macs: Share to keep of the multiplications in convolutions and linear layers.
@@ -128,9 +129,11 @@ def shrink(
         MissingExtraError: If Torch-Pruning is not installed.
 
     Cost: a forward pass for the statistics, with M² multiplications a position for every M maps
-    read; M³ for every group and consumer; then for each layer the forward passes of both networks
-    up to it, P² multiplications a position and P³/3 for the solution, P = channels · taps. Memory:
-    the images, and M² and P² numbers.
+    read; M³ for every group and consumer; then about one pass of either network, taken up again
+    layer by layer at the modules past which nothing earlier is read (from the images where there is
+    no such module or its maps of all images take more than 512 MiB); for every layer P²
+    multiplications a position and P³/3 for the solution, P = channels · taps. Memory: the images,
+    those maps, and M² and P² numbers.
 
     Example:
         >>> import torch
@@ -142,7 +145,7 @@ def shrink(
     """
     target = _target(channels=channels, parameters=parameters, macs=macs, keep=keep)
     require_shrinkable(model)
-    inputs = calibration_batches(batches)
+    inputs = calibration_batches(model, batches)
     original = copy.deepcopy(model).eval().requires_grad_(False)
     found = survey(original, inputs, layers=layers, positions=positions)
     kept = _choose(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
@@ -151,12 +154,13 @@ def shrink(
     small = copy.deepcopy(original)
     _compensate_(small, found, kept)
     cut_(small, axes)
+    road = Road(small, inputs, ())
     if in_sequence:
-        solve_in_sequence_(
+        road = solve_in_sequence_(
             small, original, axes, found.fates, inputs, per_image=found.positions,
             positions=positions, ridge=_RIDGE, progress=progress,
         )  # fmt: skip
-    report = summarize(original, small, found, kept, inputs)
+    report = summarize(original, small, found, kept, road)
     _take_modes_(small, model)
     return Shrunk(small, report, plan_of(model, axes), tuple(found.left))
 

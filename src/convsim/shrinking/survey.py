@@ -18,11 +18,15 @@ from convsim.shrinking.consumers import Consumer
 from convsim.shrinking.groups import LeftWhole, channel_groups
 from convsim.shrinking.selection import Selection, greedy_selection
 from convsim.shrinking.topology import Fate, fates
-from convsim.shrinking.verification import verified
+from convsim.shrinking.verification import outputs, verified
 from convsim.shrinking.weights import reads_maps
 
 _PROBE = 2
 """How many images groups are traced and checked with."""
+_COMPARED = 512
+"""Of how many images, at least, the network's outputs are kept,"""
+_MOST_BYTES = 2**28
+"""and how much memory they may take if a few images are enough for it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Survey:
         fates: What becomes of each layer's output.
         positions: How many times each layer's weight is multiplied with for one image.
         images: How many images were looked at.
+        outputs: What the network put out for the first batches, as rows: (N, D) each.
     """
 
     groups: list[Group]
@@ -46,6 +51,7 @@ class Survey:
     fates: dict[str, Fate]
     positions: dict[str, float]
     images: int
+    outputs: list[Tensor]
 
 
 def survey(
@@ -77,7 +83,9 @@ def survey(
         [Consumer(model, slot, fate_of.get(slot.key.name)) for slot in group.consumers]
         for group in groups
     ]
-    counted = _read(model, inputs, [one for readers in consumers for one in readers], positions)
+    counted, rows = _read(
+        model, inputs, [one for readers in consumers for one in readers], positions
+    )
     told = [_too_few(group, readers) for group, readers in zip(groups, consumers, strict=True)]
     left += [LeftWhole(g.name, reason) for g, reason in zip(groups, told, strict=True) if reason]
     kept = [n for n, reason in enumerate(told) if reason is None]
@@ -88,7 +96,7 @@ def survey(
         for group, readers in zip(groups, consumers, strict=True)
     ]
     images = sum(map(len, inputs))
-    return Survey(groups, consumers, selections, left, fate_of, counted, images)
+    return Survey(groups, consumers, selections, left, fate_of, counted, images, rows)
 
 
 def _chosen(
@@ -128,14 +136,16 @@ def _require_some(model: nn.Module, kept: list[int], left: list[LeftWhole]) -> N
 
 def _read(
     model: nn.Module, inputs: Sequence[Tensor], consumers: Sequence[Consumer], positions: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[Tensor]]:
     """Run the network, let consumers look at what they read, and count multiplications.
 
     Returns:
-        For each layer, how many positions an image its weight is multiplied at.
+        For each layer, how many positions an image its weight is multiplied at; and what the
+        network puts out for the first batches.
     """
     generator = torch.Generator().manual_seed(0)
     counted: dict[str, float] = {}
+    rows: list[Tensor] = []
 
     def look(consumer: Consumer) -> Callable[..., None]:
         def hook(module: Any, args: Any) -> None:
@@ -153,12 +163,20 @@ def _read(
     try:
         with torch.no_grad():
             for batch in inputs:
-                model(batch.to(device_of(model)))
+                found = outputs(model, batch.to(device_of(model)))
+                few = sum(map(len, rows)) < _COMPARED and sum(x.nbytes for x in rows) < _MOST_BYTES
+                if few:
+                    rows.append(as_rows(found))
     finally:
         for handle in handles:
             handle.remove()
     images = sum(map(len, inputs))
-    return {name: total / images for name, total in counted.items()}
+    return {name: total / images for name, total in counted.items()}, rows
+
+
+def as_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Put what a network puts out for a batch into rows: (N, D), on the CPU."""
+    return torch.cat([x.flatten(1).cpu() for x in tensors], 1)
 
 
 def _counter(name: str, counted: dict[str, float]) -> Callable[..., None]:

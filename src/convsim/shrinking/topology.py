@@ -61,14 +61,22 @@ class Additions(TorchFunctionMode):
         self._look = look
         self._aside = False
 
+    def wait(self) -> None:
+        """Count nothing until `go_on`."""
+        self._aside = True
+
+    def go_on(self, count: int) -> None:
+        """Count from here on, as if there had been so many sums."""
+        self._aside, self.count = False, count
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Count nothing inside the block: what a hook computes is none of the network's."""
-        self._aside = True
+        before, self._aside = self._aside, True
         try:
             yield
         finally:
-            self._aside = False
+            self._aside = before
 
     def __torch_function__(
         self,

@@ -59,6 +59,24 @@ def run(model: nn.Module, batch: Any) -> None:
         raise ConvsimError(reason) from error
 
 
+def only_input(model: nn.Module, batch: Any) -> Tensor:
+    """Find the one tensor that a model takes of a batch, as `run` passes it on.
+
+    Raises:
+        ConvsimError: If that makes no call, or more than one tensor goes into it.
+    """
+    args, kwargs = _arguments(model, batch)
+    (given, *others) = (*args, *kwargs.values())
+    if others or not isinstance(given, Tensor) or not given.dim():
+        raise ConvsimError(
+            f"{type(model).__name__} takes {1 + len(others)} inputs of a batch"
+            f"{'' if isinstance(given, Tensor) else ', the first a ' + type(given).__name__}: "
+            "networks of one tensor (N, …) alone are served here. Wrap the model in a module of "
+            "one input."
+        )
+    return given
+
+
 def images_of(batch: Any) -> tuple[int, Tensor]:
     """Find the images of a batch: its first part of three axes or more, or its first tensor.
 

@@ -1,0 +1,163 @@
+"""Tables and pictures of `shrink.py`'s records: `python benchmarks/shrinking_tables.py`."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from convsim.lab.records import read_records
+from convsim.lab.summary import Estimate
+
+RESULTS = Path(__file__).parent / "results"
+RECORDS, PAGE, FIGURE = (RESULTS / f"shrink.{kind}" for kind in ("jsonl", "md", "png"))
+TRAINED, TUNED = RESULTS / "shrink_trained.jsonl", RESULTS / "shrink_rates.jsonl"
+OURS = "convsim"
+Records = Sequence[dict[str, Any]]
+
+
+def write() -> None:
+    """Write the page and the picture."""
+    records = read_records(RECORDS)
+    page = [*shrunk_tables(records), *trained_tables(read_records(TRAINED))]
+    PAGE.write_text("\n".join(page) + "\n", encoding="utf-8")
+    figure(records)
+
+
+def network(record: dict[str, Any]) -> str:
+    """Name a network and what of it was cut."""
+    return record["model"] + (" " + " ".join(record["layers"]) if record["layers"] else "")
+
+
+def grouped(records: Records, *fields: str) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Part records by network and fields."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for one in records:
+        groups[network(one), *(str(one[field]) for field in fields)].append(one)
+    return groups
+
+
+def figure_of(record: dict[str, Any]) -> float:
+    """Return what stands for a method: ours as it comes, all others with BatchNorm re-estimated."""
+    return 100 * float(record["bare" if OURS in record["method"] else "reestimated"])
+
+
+def shrunk_tables(records: Records) -> list[str]:
+    """Write a table for each network and target: one line a method, the mean over seeds."""
+    lines = [
+        "# Shrinking without training", "",
+        "Test accuracy in %, the mean over seeds; BatchNorm re-estimated for all but convsim,",
+        "whose figure with it stands in brackets. Behind it, what convsim's best is above that,",
+        "paired by seed, with the 95 % interval. See `shrink.py`.", "",
+    ]  # fmt: skip
+    for (name, kind), own in grouped(records, "kind").items():
+        shares = sorted({one["share"] for one in own}, reverse=True)
+        seeds = sorted({one["seed"] for one in own})
+        original = 100 * mean({(o["seed"], o["original"]): o["original"] for o in own}.values())
+        lines += [
+            f"## {name}: share of the {kind}", "",
+            f"Before: {original:.1f}. Seeds {seeds}, {own[0]['images']} images.", "",
+            "| method | " + " | ".join(f"{share:.1%}" for share in shares) + " |",
+            "|---|" + "---:|" * len(shares),
+        ]  # fmt: skip
+        for method in dict.fromkeys(one["method"] for one in own):
+            cells = [_cell([o for o in own if o["share"] == share], method) for share in shares]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _cell(own: Records, method: str) -> str:
+    """Write a method's mean, and how far our best is above it."""
+    these = {one["seed"]: one for one in own if one["method"] == method}
+    if not these:
+        return ""
+    text = f"{mean(map(figure_of, these.values())):.1f}"
+    if OURS in method:
+        return text + f" ({100 * mean(one['reestimated'] for one in these.values()):.1f})"
+    best = _best(own)
+    pairs = [figure_of(best[seed]) - figure_of(one) for seed, one in these.items() if seed in best]
+    return text + (f"; {Estimate.of(pairs).text(1)}" if pairs else "")
+
+
+def _best(own: Records) -> dict[int, dict[str, Any]]:
+    """Return our method: the one budget where there is one."""
+    for method in ("convsim, one budget", "convsim, uniform"):
+        found = {one["seed"]: one for one in own if one["method"] == method}
+        if found:
+            return found
+    return {}
+
+
+def trained_tables(records: Records) -> list[str]:
+    """Write what further training gives, with paired differences."""
+    lines = [
+        "# Trained further, at a quarter of the parameters", "",
+        "Test accuracy in %. Learning rates: one epoch of a third of the training images, on",
+        "others held out (`shrink_rates.jsonl`). Behind it, what convsim's one budget is above",
+        "that, paired by seed, with the 95 % interval.", "",
+    ] if records else []  # fmt: skip
+    for name in dict.fromkeys(map(network, records)):
+        of_network = [one for one in records if network(one) == name]
+        columns = list(dict.fromkeys((one["kind"], one["trained"]) for one in of_network))
+        seeds = sorted({one["seed"] for one in of_network})
+        heads = [f"{kind}, {epochs} epoch(s)" for kind, epochs in columns]
+        lines += [
+            f"## {name}", "", f"Seeds {seeds}; fewer where an interval is missing.", "",
+            "| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
+        ]  # fmt: skip
+        for method in dict.fromkeys(one["method"] for one in of_network):
+            cells = []
+            for column in columns:
+                own = [o for o in of_network if (o["kind"], o["trained"]) == column]
+                ours = {o["seed"]: o["after"] for o in own if o["method"] == "convsim, one budget"}
+                these = {o["seed"]: o["after"] for o in own if o["method"] == method}
+                cell = f"{100 * mean(these.values()):.1f}" if these else ""
+                shared = ours.keys() & these.keys()
+                if shared and method != "convsim, one budget":
+                    gains = [100 * (ours[seed] - these[seed]) for seed in sorted(shared)]
+                    cell += f"; {Estimate.of(gains).text(1)}"
+                cells.append(cell)
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def figure(records: Records) -> None:
+    """Draw accuracy over parameters, one line a method."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    shown = [one for one in records if one["kind"] == "parameters"]
+    networks = list(dict.fromkeys(map(network, shown)))
+    if not networks:
+        return
+    columns = min(2, len(networks))
+    rows = math.ceil(len(networks) / columns)
+    chart, axes = plt.subplots(rows, columns, figsize=(6 * columns, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(networks) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, networks, strict=False):
+        own = [one for one in shown if network(one) == name]
+        for method in dict.fromkeys(one["method"] for one in own):
+            points: dict[float, list[float]] = defaultdict(list)
+            for one in own:
+                if one["method"] == method:
+                    points[one["share"]].append(figure_of(one))
+            line = sorted((100 * share, mean(values)) for share, values in points.items())
+            style = {"linewidth": 2.5} if OURS in method else {"linewidth": 1, "alpha": 0.7}
+            axis.plot(*zip(*line, strict=True), marker="o", markersize=3, label=method, **style)
+        axis.axhline(100 * mean(one["original"] for one in own), color="grey", linestyle=":")
+        axis.set(title=name, xlabel="share of the parameters, %", ylabel="test accuracy, %")
+    axes[0][0].legend(fontsize=7)
+    chart.tight_layout()
+    chart.savefig(FIGURE, dpi=130)
+
+
+if __name__ == "__main__":
+    write()

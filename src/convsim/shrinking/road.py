@@ -1,0 +1,148 @@
+"""How far each batch of images has come in a network, so that no layer starts from the images.
+
+Shape suffixes: S samples, O all outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsim.shrinking.calibration import device_of
+from convsim.shrinking.resuming import Cut, Reached, cuts, resumed
+from convsim.shrinking.topology import Additions, Fate, Seen
+from convsim.shrinking.verification import outputs
+from convsim.shrinking.weights import rows_of
+
+Layers = Sequence[tuple[str, Fate]]
+
+_MOST_BYTES = 2**29
+"""Of maps that are kept to resume from; where they take more, they are computed anew."""
+
+
+class Road:
+    """A network's forward passes over batches, in the order of its layers, each resumed.
+
+    A batch is resumed from what the last module put out that is a cut and lay before the layers
+    asked for the last time: so whoever changes a layer in between asks for it, or for later ones,
+    afterwards, and the weights before it are final.
+
+    Args:
+        model: The network, in ``eval()`` mode.
+        batches: The images.
+        layers: The names of layers that will be asked for.
+
+    Memory: a cut's maps of all batches, at most 512 MiB.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], layers: Sequence[str]) -> None:
+        self.batches = batches
+        self._model, self._device = model, device_of(model)
+        probe = batches[0][:2].to(self._device)
+        self._cuts = cuts(model, probe, layers) if layers else []
+        self._place = {cut: place for place, cut in enumerate(self._cuts)}
+        self._reached: dict[int, tuple[Cut, Tensor]] = {}
+
+    def run(
+        self,
+        number: int,
+        layers: Layers,
+        positions: int,
+        look: Callable[[nn.Module, Tensor], None] = lambda layer, read: None,
+    ) -> dict[str, Tensor]:
+        """Run a batch as far as needed; take samples of what layers should tell: (S, O) each.
+
+        That is what a layer puts out, or the sum that its fate names.
+
+        Args:
+            number: Which batch.
+            layers: Layers in the order of computation, none before those of the last call.
+            positions: How many positions of every image to take.
+            look: Called with what a layer reads, before it is computed; may end the pass with
+                `Reached`.
+        """
+        last = layers[-1][0]
+        end = next((cut for cut in reversed(self._cuts) if last in cut.layers), None)
+        start = self._reached.get(number)
+        with ExitStack() as stack:
+            if end is not None and (start is None or self._place[start[0]] < self._place[end]):
+                module = self._model.get_submodule(end.module)
+                stack.callback(module.register_forward_hook(self._keep(number, end)).remove)
+            inputs = self.batches[number].to(self._device)
+            return _targets(self._model, layers, inputs, positions, look, start)
+
+    def finish(self, number: int) -> list[Tensor]:
+        """Run a batch to its end, and list what the network puts out."""
+        additions = Additions(lambda *_: None)
+        with torch.no_grad(), additions, ExitStack() as stack:
+            if number in self._reached:
+                cut, maps = self._reached[number]
+                stack.enter_context(resumed(self._model, cut, maps, additions))
+            return outputs(self._model, self.batches[number].to(self._device))
+
+    def _keep(self, number: int, cut: Cut) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if output.nbytes * len(self.batches) <= _MOST_BYTES:
+                self._reached[number] = cut, output.clone()
+
+        return hook
+
+
+def _targets(
+    model: nn.Module,
+    layers: Layers,
+    inputs: Tensor,
+    positions: int,
+    look: Callable[[nn.Module, Tensor], None],
+    start: tuple[Cut, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Run a network from `start` as far as needed, and take samples: (S, O) each.
+
+    They are taken at once: what comes later may overwrite them in place.
+    """
+    found: dict[str, Tensor] = {}
+    count = positions * len(inputs)
+
+    def take(name: str, maps: Tensor) -> None:
+        found[name] = rows_of(model.get_submodule(name), maps, count)
+        if len(found) == len(layers):
+            raise Reached
+
+    def before_layer(module: nn.Module, args: Any) -> None:
+        with additions.aside():
+            look(module, args[0])
+
+    def at_layer(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            with additions.aside():
+                take(name, output)
+
+        return hook
+
+    def at_sum(number: int, first: Seen, second: Seen, result: Tensor) -> None:
+        for name, fate in layers:
+            if fate.addition == number:
+                take(name, result)
+
+    additions = Additions(at_sum)
+    handles: list[Any] = []
+    for name, fate in layers:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(before_layer))
+        if fate.addition is None:
+            handles.append(module.register_forward_hook(at_layer(name)))
+    try:
+        with torch.no_grad(), additions, ExitStack() as stack:
+            if start is not None:
+                stack.enter_context(resumed(model, *start, additions))
+            model(inputs)
+    except Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

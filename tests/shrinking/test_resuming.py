@@ -1,0 +1,71 @@
+"""Forward passes that start in the middle."""
+
+import pytest
+import torch
+from networks import NETWORKS, network
+from torch import nn
+
+from convsim.shrinking.resuming import cuts, resumed
+from convsim.shrinking.topology import Additions
+from convsim.shrinking.weights import reads_maps
+
+
+def layers_of(model):
+    return [name for name, module in model.named_modules() if reads_maps(module)]
+
+
+def noting(found):
+    return lambda module, args, output: found.append((module, output))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pass_resumed_at_any_cut_puts_out_the_same_without_what_comes_before(name):
+    model, images = network(name)
+    found = cuts(model, images[:2], layers_of(model))
+    assert found
+    for cut in found:
+        maps, computed = [], []
+        hook = model.get_submodule(cut.module).register_forward_hook(noting(maps))
+        want = model(images)
+        hook.remove()
+        handles = [
+            model.get_submodule(name).register_forward_hook(noting(computed))
+            for name in layers_of(model)
+            # those at the cut and before it hand on what they get
+            if not {*cut.passed, cut.module} & {name} and name not in cut.layers
+        ]
+        additions = Additions(lambda *_: None)
+        with torch.no_grad(), additions, resumed(model, cut, maps[0][1], additions):
+            torch.testing.assert_close(model(torch.zeros_like(images)), want, rtol=0, atol=0)
+        for handle in handles:
+            handle.remove()
+        assert not computed
+        assert "forward" not in vars(model.get_submodule(cut.module))
+
+
+class Skips(nn.Module):
+    """Reads a map again after two layers, so that nothing between is a cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.last = (
+            nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 4), (4, 4), (4, 4), (8, 2))
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(torch.cat([x, self.third(self.second(x).relu())], 1))
+
+
+def test_nothing_is_a_cut_past_which_earlier_maps_are_read():
+    model = Skips().eval()
+    found = cuts(model, torch.randn(2, 3, 8, 8), layers_of(model))
+    assert [cut.module for cut in found] == ["first"]
+    assert found[0].layers == {"second", "third", "last"}
+
+
+def test_a_module_that_is_used_twice_is_no_cut():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(conv, nn.ReLU(), conv, nn.Conv2d(3, 2, 1)).eval()
+    found = cuts(model, torch.randn(2, 3, 8, 8), ["3"])
+    assert "0" not in [cut.module for cut in found]
