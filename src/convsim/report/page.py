@@ -74,6 +74,8 @@ def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, 
     return {
         "model": visible(report.model),
         "images": report.images,
+        "origin": visible(report.origin),
+        "pairs": "twins" if report.place == "reading" else "alike",
         "silent": [visible(name) for name in report.silent],
         "similarity": _number(report.similarity),
         "ranks": [
@@ -106,7 +108,7 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
             name: _number(getattr(layer, name))
             for name in ("similarity", "correlation", "effective_rank")
         },
-        "twins": len(layer.duplicates()),
+        "twins": len(layer.duplicates() if layer.pooled is None else layer.twins()),
         "bins": len(binned(layer.matrix, bins)),
         "width": -(-len(layer.matrix) // bins),
         "order": order,

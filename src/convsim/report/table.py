@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 NOTE = (
     "similarity: mean |cosine| of two feature maps of one image; correlation: the same less each "
-    "map's mean; rank: effective rank of the maps; twins: pairs with similarity of 0.95 or more; "
+    "map's mean; rank: effective rank of the maps; {pairs}; "
     "kernels: mean |cosine| of two filters; CS: mean Convolutional Similarity, crossed and unit; "
     "bound: the certificate's bound on |cosine|, which tells nothing from 1 on."
 )
 _HEADER = (
-    "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
+    "layer", "maps", "similarity", "correlation", "rank", "dead", "{pairs}", "kernels", "CS",
+    "bound",
 )  # fmt: skip
+_PAIRS = {
+    "reading": (
+        "twins",
+        "twins: pairs of which one can be folded into the other, 90 % of it or more",
+    ),
+    "convolution": ("alike", "alike: pairs with similarity of 0.95 or more, of either sign"),
+}
 
 
 def report_table(report: ModelRedundancy) -> Table:
@@ -35,7 +43,8 @@ def report_table(report: ModelRedundancy) -> Table:
         for name, value in report.rank_correlations.items()
     )
     rows = [_row(layer) for layer in report.layers]
-    header: tuple[str, ...] = _HEADER
+    name, note = _PAIRS.get(report.place, _PAIRS["convolution"])
+    header: tuple[str, ...] = tuple(title.format(pairs=name) for title in _HEADER)
     shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
     if any(shares):  # of the inputs' autocorrelation, by class
         header += INPUT_CLASSES
@@ -43,7 +52,9 @@ def report_table(report: ModelRedundancy) -> Table:
             row + tuple(_text(share[name] if share else math.nan) for name in INPUT_CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
-    caption = f"{NOTE}\nRank correlation with similarity: {ranks}."
+    caption = (
+        f"{report.origin}\n{NOTE.format(pairs=note)}\nRank correlation with similarity: {ranks}."
+    )
     if report.silent:
         names = visible(", ".join(report.silent))
         caption += f"\nAll maps are zero in {names}: no similarity, left out of the mean."
@@ -84,7 +95,7 @@ def _row(layer: LayerRedundancy) -> tuple[str, ...]:
         _text(layer.correlation),
         f"{layer.effective_rank:.1f}",
         str(layer.dead),
-        str(len(layer.duplicates())),
+        str(len(layer.duplicates() if layer.pooled is None else layer.twins())),
         *map(_text, of_kernels),
     )
 

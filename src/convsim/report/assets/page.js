@@ -41,16 +41,16 @@ function paint(canvas, width, height, colour) {
 
 const COLUMNS = [["layer", shown], ["type", (x) => x.kind], ["maps", (x) => x.filters],
   ["similarity", (x) => text(x.similarity)], ["correlation", (x) => text(x.correlation)],
-  ["rank", (x) => text(x.effective_rank, 1)], ["dead", (x) => x.dead], ["twins", (x) => x.twins],
+  ["rank", (x) => text(x.effective_rank, 1)], ["dead", (x) => x.dead], [last.pairs, (x) => x.twins],
   ["kernels", (x) => text(x.mean_cosine)], ["CS", (x) => text(x.mean_similarity)],
   ["bound", (x) => text(x.bound, 2)]];
-const BOTH = new Set(["maps", "similarity", "correlation", "rank", "dead", "twins"]);
+const BOTH = new Set(["maps", "similarity", "correlation", "rank", "dead", last.pairs]);
 
 function summarize() {
   document.title = $("title").textContent = `Redundancy of ${last.model}`;
   const mean = reports.map((r) => text(r.similarity)).join(" → ");
   $("lead").textContent = `Two feature maps of one image have a mean |cosine| of ${mean}, over ` +
-    `${last.layers.length} layers and ${last.images.toLocaleString("en")} images.`;
+    `${last.layers.length} layers and ${last.images.toLocaleString("en")} images. ${last.origin}`;
   $("ranks").textContent = "Rank correlation with feature-map similarity: " +
     last.ranks.map(([name, layers, pairs]) =>
       `${name} ${text(layers, 2)} across layers, ${text(pairs, 2)} across pairs`).join("; ") + ".";
@@ -175,7 +175,8 @@ function showPairs() {
 
 function card(parent, layer, pair, n) {
   const box = element("div", { parent, className: "card" });
-  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}; ` +
+  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}` +
+    (pair.cosine === null ? "; " : `, ${pair.cosine < 0 ? "negatives" : "of one sign"} (cosine ${text(pair.cosine)}); `) +
     `kernels ${text(pair.kernel_cosine)}, CS ${text(pair.convolutional_similarity)}` });
   const pictures = layer.pictures;
   if (!pictures) return;
