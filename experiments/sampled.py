@@ -7,47 +7,47 @@ from convsim.lab.records import Record, read_records
 from convsim.lab.summary import Estimate
 from convsim.lab.tables import markdown_table
 
-HEAD = ("set-up", "windows", "sampled maps", "sampled − windows", "seeds won")
-SET_UPS = {"relu": "10 (ReLU)", "elu": "17 (ELU)"}
-ARMS = ("data-aware", "maps")
+FORMS = {"data-aware": "windows", "maps": "sampled maps"}
+HEAD = ("set-up", *FORMS.values(), "sampled − windows", "seeds won")
+Arm = dict[int, Record]
+"""Seed → what came of it."""
 
 
-def scores(records: list[Record]) -> dict[int, float]:
-    """Read the test accuracy of each seed, in %."""
-    return {r["configuration"]["seed"]: 100 * r["result"]["test_accuracy"] for r in records}
+def arm(folder: Path) -> Arm:
+    """Read a form's results, seed by seed."""
+    records = read_records(folder / "records.jsonl")
+    return {r["configuration"]["seed"]: r["result"] for r in records}
 
 
-def row(name: str, arms: list[dict[str, dict[int, float]]]) -> tuple[str, ...]:
-    """Lay one set-up out, or several together."""
-    cells = [
-        Estimate.of([x for arm in arms for x in arm[method].values()]).text(2, sign="")
-        if all(arm[method] for arm in arms) else ""
-        for method in ARMS
-    ]  # fmt: skip
-    gains = [
-        arm["maps"][seed] - arm["data-aware"][seed]
-        for arm in arms for seed in sorted(arm["maps"].keys() & arm["data-aware"].keys())
-    ]  # fmt: skip
-    return (
-        name,
-        *cells,
-        Estimate.of(gains).text(2),
-        f"{sum(g > 0 for g in gains)} of {len(gains)}",
-    )
+def tested(own: Arm) -> dict[int, float]:
+    """Read the test accuracy by seed, in %."""
+    return {seed: 100 * float(result["test_accuracy"]) for seed, result in own.items()}
+
+
+def row(name: str, pairs: list[tuple[Arm, Arm]]) -> tuple[str, ...]:
+    """Lay out windows and sampled maps of one set-up, or of several together."""
+    scores = [(tested(windows), tested(sampled)) for windows, sampled in pairs]
+    means = [
+        Estimate.of([x for one in scores for x in one[i].values()]).text(2, sign="")
+        for i in range(len(FORMS))
+    ]
+    gains = [b[seed] - a[seed] for a, b in scores for seed in sorted(a.keys() & b.keys())]
+    won = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+    return (name, *means, Estimate.of(gains).text(2), won)
 
 
 def main() -> None:
     """Write table.md."""
     results = Path(sys.argv[1])
-    arms = {
-        activation: {
-            method: scores(read_records(results / f"{activation}-{method}" / "records.jsonl"))
-            for method in ARMS
-        }
-        for activation in SET_UPS
+    at = {
+        key: (arm(results / f"{key}-data-aware"), arm(results / f"{key}-maps"))
+        for key in ("relu", "elu")
     }
-    rows = [row(SET_UPS[name], [arm]) for name, arm in arms.items() if arm["maps"]]
-    rows.append(row("both", [arm for arm in arms.values() if arm["maps"]]))
+    rows = [
+        row("10 (ReLU)", [at["relu"]]),
+        row("17 (ELU)", [at["elu"]]),
+        row("both", [at["relu"], at["elu"]]),
+    ]
     text = markdown_table(HEAD, rows)
     (results / "table.md").write_text(text, encoding="utf-8")
     print(text)

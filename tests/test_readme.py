@@ -2,12 +2,14 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 
+import convsim
 import front
 from blocks import run
 from convsim.lab.records import read_records
@@ -120,3 +122,18 @@ def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_package_says_one_thing_of_itself():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    said = project["description"] + "."
+    assert convsim.__doc__ == said
+    assert f"abstract: {said}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_it_is_said_that_a_compiler_runs_and_where_its_library_lies():
+    for page in ("README.md", "SECURITY.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "compiler" in text
+        assert "~/.cache/convsim" in text
+        assert "CONVSIM_HOME" in text

@@ -10,6 +10,8 @@ from convsim.kernels import kernel_bank
 from convsim.redundancy.input_autocorrelation import energy_by_class
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 LAYERS = [
     nn.Conv2d(3, 5, 3),
     nn.Conv2d(3, 5, 3, padding=1),

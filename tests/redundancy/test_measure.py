@@ -13,6 +13,8 @@ from closeness import assert_close
 from convsim.errors import NonFiniteError
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 
 def network():
     reseed()

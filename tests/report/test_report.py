@@ -13,6 +13,8 @@ from closeness import assert_close
 from convsim.report import RedundancyComparison
 from convsim.report.verdict import unrelated
 
+pytestmark = pytest.mark.core
+
 
 def printed(renderable):
     console = Console(width=200)

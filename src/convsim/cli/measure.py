@@ -28,6 +28,7 @@ from convsim.cli.options import (
 from convsim.errors import ConvsimError
 from convsim.lab.measuring import measure_on
 from convsim.lab.subject import Subject
+from convsim.redundancy import Place
 from convsim.report import RedundancyComparison, RedundancyReport
 
 _MOST_BYTES = 2**30
@@ -67,6 +68,12 @@ def measure_command(
             help="Instead, modules of any kind of this name, such as '*.bn1'. Repeatable."
         ),
     ] = None,
+    place: Annotated[
+        Place,
+        typer.Option(
+            help="Compare maps as they leave their convolution, or where the next layer reads them."
+        ),
+    ] = "convolution",
     examples: Annotated[int, typer.Option(min=0, help="Images that the page shows maps on.")] = 3,
     autocorrelation: Annotated[
         bool,
@@ -116,7 +123,7 @@ def measure_command(
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
             network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
-            modules=modules, examples=examples, autocorrelation=autocorrelation,
+            modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     report = replace(report, model=model, weights=subject.described)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import get_args
 
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from convsim.redundancy.evaluation import evaluating
 from convsim.redundancy.examples import ExampleImages
 from convsim.redundancy.layer_measurement import LayerMeasurement
 from convsim.redundancy.noise import noise
-from convsim.redundancy.probes import device_of, probes, watching
+from convsim.redundancy.probes import Place, device_of, probes, watching
 from convsim.report.redundancy_report import RedundancyReport
 from convsim.report.verdict import NOISE
 
@@ -29,6 +31,7 @@ def measure(
     examples: int = 3,
     autocorrelation: bool = False,
     forward: Forward = run,
+    place: Place = "convolution",
 ) -> RedundancyReport:
     """Measure how alike a model's feature maps are on real inputs, and what its kernels say of it.
 
@@ -60,6 +63,10 @@ def measure(
         forward: How to run the model on a batch of another kind, such as
             ``lambda model, batch: model(batch["left"], batch["right"])``. The batch's first tensor
             of three axes or more counts as its images.
+        place: Where maps are compared: "convolution", as they leave their convolution, before
+            normalization and activation; or "reading", as the next layer reads them: after the
+            normalization and activation that follow, before any sum, concatenation or pooling. Only
+            there do twins tell what can be dropped (`LayerRedundancy.twins`).
 
     Returns:
         The report. Sums are kept in float64, so neither the split into batches nor the order
@@ -98,25 +105,41 @@ def measure(
         )
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
+    if place not in get_args(Place):
+        raise ConvsimError(f"place is {' or '.join(map(repr, get_args(Place)))}; got {place!r}.")
+    if place == "reading" and modules is not None:
+        raise ConvsimError(
+            "modules=… are measured by what they put out: leave place out, or give layers=…."
+        )
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which would hide the names
     shown, count = ExampleImages(examples), 0
     with evaluating(model):
         measured = [
-            LayerMeasurement(probe, shown, autocorrelation=autocorrelation)
+            LayerMeasurement(
+                probe, shown, autocorrelation=autocorrelation, pooled=place == "reading"
+            )
             for probe in probes(model, layers, modules)
         ]
-        with watching({layer.probe: layer.add for layer in measured}):
+        looks = {layer.probe: layer for layer in measured}
+        with watching(model, looks, place) as finish:
             for batch in batches:
                 own = copied(batch, device_of(model))
                 size, images = images_of(own)
                 shown.take(size, images)
                 forward(model, own)
+                finish()
                 count += size
         if not count:
             raise ConvsimError("measure() needs at least one batch of inputs; got none.")
         _report_unreached(measured, forgive=layers is None and modules is None)
         summaries = tuple(layer.summary() for layer in measured if layer.reached)
-    return RedundancyReport(type(model).__name__, count, summaries, shown.pictures(), data)
+    return RedundancyReport(
+        type(model).__name__, count, summaries, shown.pictures(), data, place=place, when=_now()
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _report_unreached(layers: Iterable[LayerMeasurement], *, forgive: bool) -> None:

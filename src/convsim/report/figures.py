@@ -61,9 +61,9 @@ def report_figure(reports: Mapping[str, ModelRedundancy]) -> Figure:
     """
     several = [*reports.values()]
     drawing = new_figure(12, 4)
-    drawing.suptitle(
-        f"{visible(several[-1].model)}, {visible(several[-1].inputs)}", parse_math=False
-    )
+    last = several[-1]
+    said = f"{last.images:,} images" + f" ({visible(last.data)})" * bool(last.data)
+    drawing.suptitle(f"{visible(several[-1].model)}, {said}", parse_math=False)
     common = common_layers(several)
     names = [layers[-1].name or "(model)" for layers in common]
     words = ("similarity", "mean |cosine| of two maps"), ("correlation", "the same, less the means")

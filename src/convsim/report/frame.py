@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convsim.errors import require
+from convsim.report.verdict import alike
 
 if TYPE_CHECKING:
     from convsim.report.layer_redundancy import LayerRedundancy
@@ -32,7 +33,7 @@ def comparison_frame(reports: Mapping[str, ModelRedundancy]) -> Any:
 
 def _row(layer: LayerRedundancy) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(layer, name) for name in _OF_MAPS}
-    row["twins"] = len(layer.duplicates())
+    row["alike"] = alike(layer)
     for name in _OF_KERNELS:
         row[f"kernels_{name}"] = getattr(layer.kernels, name, float("nan"))
     return row

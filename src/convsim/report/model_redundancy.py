@@ -38,6 +38,8 @@ class ModelRedundancy:
         examples: (images, 1 or 3, height, width) uint8, the images of `LayerRedundancy.pictures`.
         data: What the images are, for people, such as "digits, test images"; "" if nobody said.
         weights: Which weights the model had, likewise.
+        place: Where maps were compared: "convolution" or "reading", as in `convsim.measure`.
+        when: When it was measured, in ISO 8601; "" if that is not known.
     """
 
     model: str
@@ -46,6 +48,20 @@ class ModelRedundancy:
     examples: Tensor = field(repr=False, compare=False)
     data: str = ""
     weights: str = ""
+    place: str = "convolution"
+    when: str = field(default="", compare=False)
+
+    @property
+    def origin(self) -> str:
+        """What was measured, on what, where and when, in sentences."""
+        places = {"reading": "where the next layer reads them"}
+        said = (
+            ("Weights", self.weights),
+            ("Images", self.data),
+            ("Maps", places.get(self.place, "as they leave their convolution")),
+            ("Measured", self.when[:10]),
+        )
+        return " ".join(f"{name}: {text}." for name, text in said if text)
 
     @property
     def similarity(self) -> float:
@@ -56,11 +72,6 @@ class ModelRedundancy:
     def correlation(self) -> float:
         """Mean of the layers' correlation, over the layers where it is defined."""
         return _mean(layer.correlation for layer in self.layers)
-
-    @property
-    def inputs(self) -> str:
-        """What was measured on, such as "256 images (digits, test images)"."""
-        return f"{self.images:,} images" + (f" ({self.data})" if self.data else "")
 
     @property
     def dead(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from convsim.report.heat_map import binned, similarity_order
 from convsim.report.html import content_policy, source_hash
 from convsim.report.raw import tensor_bytes
-from convsim.report.verdict import unrelated, verdict
+from convsim.report.verdict import alike, unrelated, verdict
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -77,8 +77,9 @@ def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, 
     return {
         "model": visible(report.model),
         "images": report.images,
-        "inputs": visible(report.inputs),
         "verdict": verdict(report),
+        "origin": visible(report.origin),
+        "pairs": "twins" if report.place == "reading" else "alike",
         "silent": [visible(name) for name in report.silent],
         "similarity": _number(report.similarity),
         "ranks": [
@@ -111,7 +112,7 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
             name: _number(getattr(layer, name))
             for name in ("similarity", "correlation", "effective_rank")
         },
-        "twins": len(layer.duplicates()),
+        "twins": alike(layer),
         "unrelated": _number(unrelated(max(1, layer.pixels))),
         "bins": len(binned(layer.matrix, bins)),
         "width": -(-len(layer.matrix) // bins),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from convsim.errors import require
 from convsim.report.layer_redundancy import INPUT_CLASSES
 from convsim.report.model_redundancy import common_layers
-from convsim.report.verdict import verdict
+from convsim.report.verdict import alike, verdict
 from convsim.visible import visible
 
 if TYPE_CHECKING:
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 NOTE = (
     "rank: how many directions the maps use (effective rank); similarity: mean |cosine| of two "
     "maps of one image, 1 if all are equal; shape: the same less each map's mean (correlation); "
-    "twins: pairs at 0.95 or more; dead: maps that are zero on every image."
+    "{pairs}; dead: maps that are zero on every image."
 )
 DETAILS = (
     "kernels: mean |cosine| of two filters; CS: mean Convolutional Similarity, crossed and unit; "
     "bound: the certificate's bound on |cosine|, which tells nothing from 1 on."
 )
-_HEAD = ("layer", "maps", "rank", "similarity", "shape", "twins", "dead")
+_HEAD = ("layer", "maps", "rank", "similarity", "shape", "{pairs}", "dead")
+_PAIRS = {
+    "reading": ("twins", "twins: pairs of which one can be folded into the other"),
+    "convolution": ("alike", "alike: pairs at 0.95 or more, of either sign"),
+}
 _OF_KERNELS = ("kernels", "CS", "bound")
 
 
@@ -91,10 +95,11 @@ def report_grid(report: ModelRedundancy, *, verbose: bool = False) -> Grid:
         report: The report.
         verbose: Whether also to show what the kernels alone say.
     """
-    title = f"{report.model}, {report.inputs}: similarity {_text(report.similarity)}"
-    head: tuple[str, ...] = _HEAD
+    name, pairs = _PAIRS.get(report.place, _PAIRS["convolution"])
+    title = f"{report.model}, {report.images:,} images: similarity {_text(report.similarity)}"
+    head: tuple[str, ...] = tuple(word.format(pairs=name) for word in _HEAD)
     rows = [_row(layer) for layer in report]
-    notes = [verdict(report), NOTE]
+    notes = [verdict(report), report.origin, NOTE.format(pairs=pairs)]
     if verbose:
         head += _OF_KERNELS
         rows = [row + _of_kernels(layer) for row, layer in zip(rows, report, strict=True)]
@@ -148,7 +153,7 @@ def _row(layer: LayerRedundancy) -> tuple[str, ...]:
         f"{layer.effective_rank:.1f}",
         _text(layer.similarity),
         _text(layer.correlation),
-        str(len(layer.duplicates())),
+        str(alike(layer)),
         str(layer.dead),
     )
 

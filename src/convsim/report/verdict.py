@@ -38,6 +38,11 @@ def spread(layer: LayerRedundancy) -> float:
     return layer.effective_rank / layer.filters
 
 
+def alike(layer: LayerRedundancy) -> int:
+    """Count the pairs that can be folded into one, or else those that are alike on each image."""
+    return len(layer.duplicates() if layer.pooled is None else layer.twins())
+
+
 def verdict(report: ModelRedundancy) -> str:
     """Say where a network repeats itself most, against what, and what to do about it."""
     counted = [layer for layer in report if not math.isnan(layer.similarity)]
@@ -68,7 +73,7 @@ def _name(layer: LayerRedundancy) -> str:
 
 
 def _numbers(layer: LayerRedundancy) -> str:
-    twins = len(layer.duplicates())
+    twins = alike(layer)
     same = f", {twins} {'pair' if twins == 1 else 'pairs'} all but equal" if twins else ""
     return (
         f"{layer.filters} maps, rank {layer.effective_rank:.0f} (if all were different: "

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from convsim.lab.comparison import compare
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.demo.smallest_filters import without_smallest_filters
+from convsim.lab.loading import prepared
 from convsim.lab.measuring import measure_on
 from convsim.lab.methods import parse_method
 from convsim.lab.preprocessing import Standardised
@@ -105,8 +107,8 @@ def run_demo(folder: Path, progress: Progress, *, seeds: int = SEEDS) -> Demo:
 def _shrunk(model: nn.Module, data: ImageData, share: float) -> Smaller:
     shrunk = shrink_on(model, data, images=1000, target="parameters", share=share)
     counts = {layer.name: layer.channels.after for layer in shrunk.report.layers}
-    prepare = Standardised.of(data.train_images).batch
-    images = prepare(data.subset(train=1000, seed=0).train_images)
+    chosen = data.subset(train=1000, seed=0).train_images
+    images = torch.cat([*prepared(chosen, Standardised.of(data.train_images), 100)])
     rival = without_smallest_filters(model, counts, images)
     parameters = shrunk.report.parameters
     return Smaller(

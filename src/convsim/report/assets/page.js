@@ -47,7 +47,8 @@ const COLUMNS = [
   ["similarity", (x) => text(x.similarity), "Mean |cosine| of two maps of one image: 1 if all are equal", true, false],
   ["maps", (x) => x.filters, "How many feature maps", true, false],
   ["rank", (x) => text(x.effective_rank, 1), "How many directions the maps use (effective rank)", true, false],
-  ["twins", (x) => x.twins, "Pairs of maps with similarity of 0.95 or more", true, false],
+  [last.pairs, (x) => x.twins, last.pairs === "twins" ?
+    "Pairs of which one can be folded into the other" : "Pairs with similarity of 0.95 or more, of either sign", true, false],
   ["dead", (x) => x.dead, "Maps that are zero on every image", true, false],
   ["shape", (x) => text(x.correlation), "Similarity less each map's mean (correlation)", true, false],
   ["type", (x) => x.kind, "The layer's type", false, true],
@@ -59,7 +60,7 @@ function summarize() {
   document.title = $("title").textContent = `Redundancy of ${last.model}`;
   const mean = reports.map((r) => text(r.similarity)).join(" → ");
   $("lead").textContent = `Two feature maps of one image have a mean |cosine| of ${mean}, over ` +
-    `${last.layers.length} layers and ${last.inputs}.`;
+    `${last.layers.length} layers and ${last.images.toLocaleString("en")} images. ${last.origin}`;
   $("verdict").textContent = last.verdict;
   reports.forEach((r) => {
     const entry = element("span", { parent: $("key"), textContent: label(r) || "measured" });
@@ -199,7 +200,8 @@ function showPairs() {
 
 function card(parent, layer, pair, n) {
   const box = element("div", { parent, className: "card" });
-  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}; ` +
+  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}` +
+    (pair.cosine === null ? "; " : `, ${pair.cosine < 0 ? "negatives" : "of one sign"} (cosine ${text(pair.cosine)}); `) +
     `kernels ${text(pair.kernel_cosine)}, CS ${text(pair.convolutional_similarity)}` });
   const pictures = layer.pictures;
   if (!pictures) return;
