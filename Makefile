@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types docs wheel soak oldest audit clean help
+.PHONY: demo test check lint types docs wheel release processors bench-quick soak oldest audit clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convsim needs Python >= 3.11; set it with make PYTHON=/path/to/python3.11")'
@@ -15,17 +15,17 @@ $(VENV)/bin/python:
 
 $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink]'
 	touch $@
 
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,docs]' huggingface_hub
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink,report,dev,docs]' huggingface_hub
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	touch $@
 
-demo: $(READY)  ## train the same small CNN with and without the penalty, and show the difference
+demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/
 	$(BIN)/convsim demo
 
 test: $(VENV)/.ready-dev  ## the whole test suite
@@ -42,31 +42,40 @@ types: $(VENV)/.ready-dev
 docs: $(VENV)/.ready-dev  ## build the site into build/site; open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Installed apart and tested from elsewhere, so that what the wheel lacks is missed.
-WHEEL_TESTS := $(addprefix $(CURDIR)/tests/,test_surface.py kernels/test_kernels.py test_initialization.py redundancy/test_measure.py penalties report/test_report.py)
+# Tests of the mathematics, by their marker; they need torch and little else.
+CORE = $(addprefix $(CURDIR)/,$(shell grep -rl 'pytestmark = pytest.mark.core' tests)) -m 'core and not (training or vision or interpreted)'
+# Other kernels and other numbers than those of `make test`: a share of `make processors`.
+OTHERWISE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 CONVSIM_TEST_SEED=1
 
-wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel
+# Installed apart and tested from elsewhere, so that what the wheel lacks is missed.
+wheel: $(VENV)/.ready-dev  ## build sdist and wheel into dist/, and test the installed wheel, on other kernels and numbers
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir dist > /dev/null
+	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
-	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 && \
+	cd build/wheel && export PYTHONPATH=$(CURDIR)/build/wheel OMP_NUM_THREADS=1 $(OTHERWISE) && \
 	  $(abspath $(BIN))/python -c 'import convsim; assert convsim.__file__.startswith("$(CURDIR)/build/wheel"), convsim.__file__' && \
-	  $(abspath $(BIN))/python -m pytest -q -c /dev/null --rootdir $(CURDIR)/build/wheel -p no:cacheprovider $(WHEEL_TESTS)
+	  $(abspath $(BIN))/python -m pytest -c $(CURDIR)/pyproject.toml -p no:cacheprovider --numprocesses auto $(CORE)
+
+processors: $(VENV)/.ready-dev  ## the numeric tests on every instruction set, with 1 and 2 threads and other seeds; started again, it goes on
+	$(BIN)/python soak/processors.py
+
+bench-quick: $(READY)  ## what a penalty adds to a training step here, in two minutes
+	$(BIN)/python benchmarks/step_cost.py --quick
+
+release: wheel  ## check what `make wheel` built from a tagged, clean commit, and upload it
+	@git diff --quiet HEAD && git describe --exact-match --tags --match "v$$($(BIN)/convsim --version)" > /dev/null \
+	  || { echo "Commit everything and tag it v$$($(BIN)/convsim --version) first."; exit 1; }
+	$(BIN)/python -m twine upload dist/*
 
 soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fuzzing, mutants; started again, it goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[soak]'
 	for part in kills memory fuzz mutants; do OMP_NUM_THREADS=1 $(BIN)/python soak/$$part.py || exit 1; done
 
-# Tests of the core that need torch and little else.
-CORE_TESTS := $(addprefix tests/,similarity/test_convolutional.py test_numbers.py test_precision.py test_caching.py \
-  kernels/test_kernels.py regularizer/test_regularizer.py regularizer/test_forward_hooks.py test_initialization.py redundancy/test_input_autocorrelation.py \
-  similarity/test_certificate.py test_determinism.py test_surface.py penalties/test_rivals.py \
-  penalties/test_expected_similarity.py)
-
 oldest:  ## the tests of the core under the oldest torch that pyproject.toml allows
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet torch==2.6.0 numpy scipy pytest pytest-timeout hypothesis --editable '.[report]'
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(CORE_TESTS) -k 'not timm'
+	$(VENV)-oldest/bin/python -m pip install --quiet torch==2.6.0 numpy scipy torchmetrics pytest pytest-timeout hypothesis --editable '.[report]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -W default $(CORE)
 
 audit: $(VENV)/.ready-dev  ## look the installed packages up in the list of known vulnerabilities
 	$(PYTHON) -m venv $(VENV)-audit

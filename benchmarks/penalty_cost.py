@@ -18,7 +18,6 @@ import argparse
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -26,13 +25,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from in_rounds import Samples, times
 from rivals import RIVALS, by_autograd, direct_sum
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from cases import CASES, LAYERS
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer
-from convsim.lab.models import build_model
 from convsim.lab.records import append_record, environment, read_records
 
 RESULTS = Path(__file__).parent / "results" / "penalty_cost.jsonl"
@@ -43,7 +42,6 @@ OURS = {
 }
 WITHOUT_OCNN = {"wrn28-10", "unet3d"}  # where it takes minutes
 DIRECT = "layer-256"  # the direct sum over a whole ResNet-18 takes minutes
-Samples = dict[str, list[float]]
 
 
 def variants(model: nn.Module) -> dict[str, Callable[[], Any]]:
@@ -107,52 +105,6 @@ def floor(model: nn.Module) -> Callable[[], None]:
                 weight.grad.add_(weight, alpha=1e-30)
 
     return run
-
-
-def training_steps(name: str, size: int, device: str) -> dict[str, Callable[[], Any]]:
-    """Build SGD steps on 128 images, without a penalty and with each; bf16 autocast on a GPU."""
-    images = torch.randn(128, 3, size, size, device=device)
-    labels = torch.randint(10, (128,), device=device)
-
-    def build(penalty: Any) -> Callable[[], Any]:
-        model = build_model(name, classes=10).to(device)
-        regularizer = None if penalty is None else Regularizer(model, penalty)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = nn.functional.cross_entropy(model(images), labels)
-            if regularizer is not None and penalty == "decov":
-                loss = loss + regularizer()
-            loss.backward()
-            if regularizer is not None and penalty != "decov":
-                regularizer.backward_()
-            optimizer.step()
-
-        return step
-
-    return {
-        "plain step": build(None),
-        "step with crossed": build("crossed"),
-        "step with recommended": build("recommended"),
-        "step with DeCov": build("decov"),
-    }
-
-
-def times(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> Samples:
-    """Time every variant once a round, after one round of warm-up; milliseconds."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    samples: Samples = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        for name, run in runs.items():
-            wait()
-            started = time.perf_counter()
-            run()
-            wait()
-            if round_:
-                samples[name].append(1e3 * (time.perf_counter() - started))
-    return samples
 
 
 _MEMORY = """
@@ -306,10 +258,6 @@ def main() -> None:
         milliseconds[case] = times(variants(build().to(device)), chosen.rounds, device)
     by_definition = {"direct sum": direct_sum(LAYERS[DIRECT]().to(device))}
     milliseconds["direct sum"] = times(by_definition, 3, device)
-    print("timing training steps …", file=sys.stderr)
-    steps = {"resnet18": 32} | ({"resnet50": 224} if device == "cuda" else {})
-    for name, size in steps.items():
-        milliseconds[f"step-{name}"] = times(training_steps(name, size, device), 15, device)
     memory = {} if device == "cuda" else {
         name: peak_memory("resnet18", name) for name in (*OURS, *list(RIVALS)[:2])
     }  # fmt: skip

@@ -4,12 +4,13 @@
     python benchmarks/photographs.py --names      # the list alone, 1.28 million files
     python benchmarks/photographs.py --show       # the last records again
 
-Photographs: noise of three scales, sides from 100 to 2,000 pixels (log-uniform), in JPEG, PNG, BMP,
-WebP, GIF and TIFF, colour, grey, palette, with alpha, CMYK, 16 bits and EXIF tags; the one in the middle
-is damaged. `convsim measure timm:test_resnet --skip-bad` runs on 1,000 and on 10,000 of them in a process
-of its own; the peak is of the process with its workers, each page counted once (PSS), sampled ten times
-a second. Then it is stopped by Ctrl-C in the middle. The list: 1,000 class folders of 1,280 names each,
-hard links to one image a class; a fresh process loads it with `load_dataset`.
+Photographs: noise, sides from 100 to 2,000 pixels (log-uniform), in JPEG, PNG, BMP, WebP, GIF and
+TIFF, colour, grey, palette, with alpha, CMYK, 16 bits and EXIF tags; the one in the middle is
+damaged. 1,000 are drawn; the 10,000 are ten names for each. `convsim measure timm:test_resnet
+--skip-bad` runs on 1,000 and on 10,000 in a process of its own; the peak is of the process with
+its workers, each page counted once (PSS), sampled ten times a second. Then it is stopped by
+Ctrl-C in the middle. The list: 1,000 class folders of 1,280 names each, hard links to one image a
+class; a fresh process loads it.
 
 torchvision and timm must load beside torch, or lie where `make test` puts them.
 """
@@ -60,22 +61,25 @@ print(len(data.test_labels), len(data.classes), seconds, peak)
 
 
 def photograph(chance, mode):
-    """Draw noise of three scales, as large as one photograph."""
+    """Draw noise, as large as a photograph."""
     width, height = (round(100 * 20 ** chance.random()) for _ in range(2))
     generator = np.random.default_rng(chance.getrandbits(32))
-    image = Image.new("RGB", (width, height))
-    for cells, share in ((3, 1.0), (12, 0.5), (40, 0.25)):
-        noise = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        layer = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
-        image = Image.blend(image, layer, share)
+    noise = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
     if mode == "I;16":
         return Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
     return image.quantize(64, Image.Quantize.FASTOCTREE) if mode == "P" else image.convert(mode)
 
 
 def make_photographs(folder, count):
-    """Write photographs, the one in the middle damaged."""
+    """Write photographs, after the first thousand links to these; the one in the middle damaged."""
     for n in range(count):
+        if n >= COUNTS[0]:
+            suffix, _ = KINDS[n % len(KINDS)]
+            path = folder / f"{n // 1000:02}" / f"{n:05}.{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            os.link(folder / "00" / f"{n % 1000:05}.{suffix}", path)
+            continue
         chance = random.Random(n)
         suffix, mode = KINDS[n % len(KINDS)]
         path = folder / f"{n // 1000:02}" / f"{n:05}.{suffix}"
@@ -90,7 +94,11 @@ def make_photographs(folder, count):
             out, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), **options
         )
         content = out.getvalue()
-        path.write_bytes(content[: len(content) // 2] if n == count // 2 else content)
+        path.write_bytes(content)
+    middle = next((folder / f"{count // 2000:02}").glob(f"{count // 2:05}.*"))
+    cut = middle.read_bytes()[: middle.stat().st_size // 2]
+    middle.unlink()  # other names for it stay whole
+    middle.write_bytes(cut)
 
 
 def processes(root):
@@ -124,7 +132,8 @@ def start(folder, images, report):
     return subprocess.Popen(
         [sys.executable, "-c", code, *command, "--json", str(report)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A shell starts its background jobs, and so what they start, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
 
 

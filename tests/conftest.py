@@ -1,7 +1,6 @@
 """Fixtures for every test."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,12 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from seeds import reseed
+from needs import need_chromium, need_module
+from seeds import SEED, reseed
 
 settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("busy machine")
+
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
@@ -30,6 +31,20 @@ _MISSING_OPERATORS = (
 )
 _PREPEND = partial(sys.path.insert, 0)
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes torchvision or timm."""
+    for item in items:
+        if "vision" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.vision)
+
+
+def pytest_report_header() -> str:
+    """Say what the tests' numbers hang on."""
+    return (
+        f"seed {SEED}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +75,9 @@ def use_vision(prepend: Callable[[str], None] = _PREPEND) -> None:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium; where CI runs, it must be there."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        message = "no Chromium on the PATH: install it, as with apt-get install chromium"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    with sync_api.sync_playwright() as playwright:
+    """Headless Chromium."""
+    path = need_chromium()
+    with need_module("playwright.sync_api").sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -9,6 +9,8 @@ from torch import nn
 
 import convsim
 
+pytestmark = pytest.mark.core
+
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 9 * 9).sin().view(4, 3, 9, 9)
 
 

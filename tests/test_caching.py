@@ -15,6 +15,8 @@ from convsim.kernels.windows import _places
 from convsim.similarity.convolutional import _classes_on, tap_pair_classes
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 FORMS = ("crossed", "matched", "cosine", "recommended")
 
 

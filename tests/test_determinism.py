@@ -10,7 +10,10 @@ import convsim
 from closeness import assert_close
 from convsim import PRESETS, Regularizer
 from convsim.backends import compiled
+from needs import need_compiler
 from seeds import new_generator, reseed
+
+pytestmark = pytest.mark.core
 
 THREADS = (1, 2, 4, 1)
 
@@ -64,8 +67,7 @@ def test_penalties_and_gradients_for_every_number_of_threads(penalty):
 
 
 def test_initialization_is_the_same_to_the_bit_for_every_number_of_threads():
-    if compiled.library() is None:
-        pytest.skip("no C++ compiler")
+    need_compiler()
 
     def compute():
         model = network()

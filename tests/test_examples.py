@@ -12,6 +12,7 @@ ALONE = {
     "convnextv2_trainer": "'convsim/recommended': ",
     "audio_accelerate": "accuracy",
     "unet3d_fabric": "Dice on scans it has not seen: 0.",
+    "cnn_lightning": "accuracy 0.",
     "autoencoder": "recommended × 0.01: test error",
 }
 # What timm's train.py does, by the same names; targets of zeros leave its loss no gradient.

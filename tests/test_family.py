@@ -12,6 +12,8 @@ from convsim.penalties import ConvolutionalOrthogonality, ConvolutionalSimilarit
 from convsim.similarity.cosine import gram
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 CHANNELS, TAPS = 2, 3
 LAGS = range(1 - TAPS, TAPS)
 

@@ -14,6 +14,8 @@ from convsim import initialize_
 from convsim.errors import NonFiniteError
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 TERMS = 8 * 3 * 3
 """The numbers of the largest filter."""
 

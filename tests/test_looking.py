@@ -10,6 +10,8 @@ import convsim
 from convsim.kernels import ConvLayer
 from odd_layers import KINDS
 
+pytestmark = pytest.mark.core
+
 PLAIN = (bool, int, float, str, type(None), tuple)
 
 

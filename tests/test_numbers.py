@@ -18,6 +18,8 @@ from oracles import layer_similarity
 from oracles import similarity_matrix as oracle_matrix
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 SPECIAL = [
     0.0, -0.0, 1.0, -1.0, 0.3, -2.5, 7.0, 1e-45, 1e-40, 1.2e-38, 1e-30, -1e-20, 1e-10, 1e10, 1e20,
     -1e30, 3.4e38, math.nan, math.inf, -math.inf,
@@ -161,7 +163,6 @@ def test_both_ways_to_the_gradient_agree_on_any_weight(case, form):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("penalty", PRESETS)
-@pytest.mark.filterwarnings("ignore::convsim.ConvsimWarning")
 def test_a_weight_that_is_no_number_shows_in_every_penalty(penalty, bad):
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3))
     regularizer = Regularizer(model, penalty)
@@ -206,7 +207,6 @@ def test_expected_similarity_ignores_sizes(size):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_initialization_keeps_norms_of_any_size(size):
     model = nn.Sequential(nn.Conv2d(2, 4, 3))
     with torch.no_grad():
@@ -260,7 +260,6 @@ def test_the_matrix_on_weights_with_every_kind_of_number_but_nan():
         (lambda w: w.to(torch.complex64), "got dtype torch.complex64"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_of_other_kinds_are_refused(call, message):
     with pytest.raises(ConvsimError, match=message):
         convsim.convolutional_similarity(call(torch.ones(4, 2, 3)))
@@ -301,7 +300,9 @@ def test_arguments_of_other_kinds_are_refused(call, message):
         call()
 
 
-@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch 2.8 is the first")
+@pytest.mark.skipif(
+    not hasattr(torch, "float4_e2m1fn_x2"), reason="needs torch 2.8, the first with float4"
+)
 def test_packed_numbers_are_refused():
     with pytest.raises(ConvsimError, match=r"cannot read numbers of dtype torch\.float4"):
         convsim.convolutional_similarity(torch.empty(4, 2, 3, dtype=torch.float4_e2m1fn_x2))

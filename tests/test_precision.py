@@ -9,6 +9,8 @@ import torch
 
 from convsim.precision import full_precision
 
+pytestmark = pytest.mark.core
+
 ONE = torch.ones(1)
 HAS_CHAINS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
 
@@ -53,7 +55,7 @@ def test_reduced_precision_is_off_inside_and_back_after(precision):
     assert torch.get_float32_matmul_precision() == precision
 
 
-@pytest.mark.skipif(not HAS_CHAINS, reason="torch 2.9 is the first with inherited settings")
+@pytest.mark.skipif(not HAS_CHAINS, reason="needs torch 2.9, the first with inherited settings")
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_inherited_settings_are_inherited_again(kind):
     draw = random.Random(0)
@@ -88,7 +90,7 @@ def test_the_last_thread_out_puts_the_settings_back():
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-@pytest.mark.skipif(not HAS_CHAINS, reason="torch 2.9 is the first with inherited settings")
+@pytest.mark.skipif(not HAS_CHAINS, reason="needs torch 2.9, the first with inherited settings")
 def test_what_the_user_sets_in_the_meantime_stays():
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     with full_precision(ONE):

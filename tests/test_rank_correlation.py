@@ -10,6 +10,8 @@ from scipy.stats import spearmanr
 
 from convsim.rank_correlation import rank_correlation
 
+pytestmark = pytest.mark.core
+
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=30))
 def test_it_equals_scipy_with_ties(pairs):

@@ -8,6 +8,8 @@ import convsim
 from closeness import assert_close
 from convsim.lab.models import build_model
 
+pytestmark = pytest.mark.numeric
+
 LONGEST = 4 * 1024 * 9
 """The numbers of a filter, in the four sums of a value and its gradient."""
 NAMES = [

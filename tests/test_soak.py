@@ -2,11 +2,12 @@
 
 import ast
 import gc
-from itertools import islice
+from itertools import combinations, islice, product
 from pathlib import Path
 
 import memory
 import mutants
+import processors
 import pytest
 import torch
 
@@ -57,3 +58,11 @@ def test_mutants_change_the_source_and_can_be_run():
     assert len({changed for _, changed in made} - {plain}) == 60
     for _, changed in made:
         compile(changed, "mutant", "exec")
+
+
+def test_every_pair_of_instruction_set_thread_count_and_seed_is_run():
+    settings = processors.settings([*processors.LIMITS])
+    choices = ([*processors.LIMITS], [1, 2], [*processors.SEEDS])
+    for one, other in combinations(range(3), 2):
+        pairs = {(setting[one], setting[other]) for setting in settings}
+        assert pairs == {*product(choices[one], choices[other])}

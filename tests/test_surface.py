@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import convsim
+
+pytestmark = pytest.mark.core
 
 
 def test_public_names():

@@ -6,7 +6,7 @@ import io
 import re
 import tomllib
 from collections.abc import Iterable
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 
 import grimp
@@ -37,6 +37,14 @@ def parts() -> nx.DiGraph:
     return edges
 
 
+def swaps(row: list[str]) -> Iterable[list[str]]:
+    """Yield a row with two of its parts exchanged, any two; a long row has too many orders."""
+    for i, j in combinations(range(len(row)), 2):
+        order = row.copy()
+        order[i], order[j] = order[j], order[i]
+        yield order
+
+
 def arrange(rows: list[list[str]], arrows: Iterable[tuple[str, str]]) -> Places:
     """Order each row so that arrows are short and pass beside the parts they are not about."""
     arrows = list(arrows)
@@ -63,10 +71,11 @@ def arrange(rows: list[list[str]], arrows: Iterable[tuple[str, str]]) -> Places:
             places(row, shift, n) for n, (row, shift) in enumerate(zip(rows, shifts, strict=True))
         ]
         place = {part: at for row in start for part, at in row.items()}
-        for number, row in [*enumerate(rows)] * 3:
+        for number, row in [*enumerate(rows)] * 4:
+            now = sorted(row, key=lambda part: place[part][0])
             candidates = [
                 place | places(order, shift, number)
-                for order in permutations(row)
+                for order in [now, *swaps(now)]
                 for shift in np.arange(-1.5, 1.75, 0.5)
             ]
             place = min(candidates, key=cost)

@@ -1,7 +1,4 @@
-"""The results page and the README's table, made from the committed records.
-
-python docs/site/results.py     (writes the table between the README's two marks)
-"""
+"""The results page, made from the committed records."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import front
 from convsim.lab.presentation import ONE_CLASS
 from convsim.lab.records import Record, read_records
 from convsim.lab.summary import Summary, reported, summarize
@@ -21,7 +19,7 @@ from convsim.lab.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 ACCURACY = ROOT / "experiments" / "05_accuracy" / "results" / "records.jsonl"
-MARK = re.compile(r"(<!-- accuracy -->\n).*(<!-- /accuracy -->)", re.DOTALL)
+ANSWER = ROOT / "docs" / "site" / "answer.md"
 HEAD = ("method", "accuracy, %", "gain, points", "feature-map similarity", "training time")
 NAMES = {
     "data-aware": "**recommended**",
@@ -73,16 +71,21 @@ def _cells(summary: Summary, control: Summary) -> tuple[str, ...]:
 
 
 def results_page() -> str:
-    """Put every experiment's tables and figures on one page, and the benchmark's tables."""
+    """Put the answer first, then every experiment's tables and figures, and the benchmark's."""
     folders = sorted((ROOT / "experiments").glob("[0-9]*/"))
-    return "\n\n".join([_HEAD, *map(_experiment, folders), _benchmark()]) + "\n"
+    answer = "\n\n".join([front.results(), ANSWER.read_text(encoding="utf-8"), accuracy_table()])
+    return "\n\n".join([
+        _HEAD, "## The answer", answer, _RECORDS, *map(_experiment, folders), _benchmark()
+    ]) + "\n"  # fmt: skip
 
 
 _HEAD = """# Results
 
-Everything here is made from the records in the repository when this site is built; no number is
-typed. Each heading leads to the experiment's own page: its hypotheses and rules, written before
-the run, and what became of each of them, also where it was refuted."""
+Tables are made from the records in the repository when this site is built."""
+_RECORDS = """## Experiment by experiment
+
+Each heading leads to the experiment's own page: its hypotheses and rules, written before the run,
+and what became of each of them, also where it was refuted."""
 
 
 def _experiment(folder: Path) -> str:
@@ -137,9 +140,3 @@ def _benchmark() -> str:
         "## [What it costs](benchmarks/README.md)", _origin([record]), listed,
         "![Time against the number of filters](benchmarks/results/growth.png)",
     ])  # fmt: skip
-
-
-if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(MARK.sub(rf"\1{accuracy_table()}\2", text), encoding="utf-8")

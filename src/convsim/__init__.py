@@ -1,4 +1,4 @@
-"""Measure how much the feature maps of convolutional networks repeat each other, and reduce it."""
+"""See, shrink and train convolutional networks by how much their feature maps repeat each other."""
 
 from convsim.errors import (
     ConvsimError,

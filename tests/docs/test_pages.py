@@ -38,6 +38,13 @@ def test_the_table_of_penalties_says_what_the_presets_are():
     }
 
 
+def test_no_text_installs_a_package_that_is_not_published():
+    """`pip install convsim` would fetch whatever a stranger registers; a clone has '.[lab]'."""
+    sources = (*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.*"))
+    for page in (*ROOT.glob("*.md"), *PAGES, *sources):
+        assert not re.search(r"pip install [^\n`]*\bconvsim\b", text(page)), page
+
+
 def commands():
     for page in (ROOT / "README.md", *PAGES):
         for block in re.findall(r"```sh\n(.*?)```", text(page), re.DOTALL):

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from convsim import PRESETS, ActivationPenalty, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.kernels.windows import spread
+from needs import need_module
 
 STEPS, BATCH = 10, 8
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -221,7 +221,7 @@ def fabric(model, setting):
 
 
 def accelerate(model, setting):
-    accelerator = pytest.importorskip("accelerate").Accelerator(
+    accelerator = need_module("accelerate").Accelerator(
         cpu=True, gradient_accumulation_steps=setting.accumulate,
         mixed_precision="no" if setting.precision == "float32" else setting.precision,
         dynamo_backend="aot_eager" if setting.compiled else "no",
@@ -261,8 +261,8 @@ def lightning(model, setting, callbacks=None):
 
 def hugging_face_trainer(model, setting, base=(), callbacks=(), **options):
     """Build a Trainer that takes the examples in their order."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    transformers = need_module("transformers")
+    need_module("accelerate")
     data = examples(setting.accumulate)
 
     class InOrder(*base, transformers.Trainer):
@@ -293,7 +293,7 @@ def hugging_face_trainer(model, setting, base=(), callbacks=(), **options):
 
 
 def hugging_face(model, setting):
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerCallback
 
     callback = RegularizerTrainerCallback(setting.penalty)

@@ -12,6 +12,7 @@ from convsim import ConvsimError, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.penalties import CosineOrthogonality
 from convsim.regularizer.optimizer_hooks import grad_scale
+from needs import need_module
 
 LOOPS = [
     loops.attached, loops.attached_to_the_model, loops.attached_fused,
@@ -55,7 +56,7 @@ def test_scaled_and_clipped(loop, clip):
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("penalty", ["crossed", "decov"])
 def test_the_mixin_adds_the_mean_over_an_accumulation(tmp_path, monkeypatch, penalty, counted):
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerMixin
 
     class Counting(Network):  # divides by the accumulation itself, as Trainer then asks
@@ -86,7 +87,7 @@ def test_the_mixin_adds_the_mean_over_an_accumulation(tmp_path, monkeypatch, pen
 
 
 def test_hugging_face_says_what_it_cannot_do():
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations import transformers
 
     trainer = loops.hugging_face_trainer(
@@ -103,7 +104,7 @@ def test_hugging_face_says_what_it_cannot_do():
 
 
 def callback_kinds():
-    pytest.importorskip("transformers")
+    need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerCallback
 
     return RegularizerCallback, RegularizerTrainerCallback
@@ -197,7 +198,7 @@ def test_a_second_fit_keeps_what_auto_found():
 
 
 def test_what_auto_found_is_in_a_hugging_face_checkpoint(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers")
+    transformers = need_module("transformers")
     from convsim.integrations.transformers import RegularizerTrainerCallback
 
     found = []

@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 
 import convsim
+from closeness import assert_close
 from convsim.kernels import ConvLayer, conv_layers
+from needs import need_module
 from odd_layers import (
     KINDS,
     Clamped,
@@ -25,6 +27,10 @@ from odd_layers import (
     StepFromFirstBatch,
 )
 
+pytestmark = pytest.mark.core
+
+TERMS = 8 * 3 * 3 * 3
+"""The numbers of a weight, which enter a value; fewer enter a computed weight."""
 OWN = [
     *("Conv2d", "MaskFirst", "StepFromFirstBatch", "NormInside", "NormBefore", "Counting"),
     *("LazyObserver", "Offsets", "Conv2dSame", "accelerate", "accelerate, own forward"),
@@ -64,7 +70,7 @@ def test_a_parameter_that_convolves_as_it_is_is_the_weight(kind):
 @pytest.mark.parametrize("kind", MADE)
 def test_a_computed_weight_is_what_convolves(kind):
     layer = KINDS[kind]()
-    torch.testing.assert_close(weight_of(layer), MADE[kind](layer).detach(), check_dtype=False)
+    assert_close(weight_of(layer), MADE[kind](layer), terms=TERMS)
     assert ConvLayer("", layer).parametrized
 
 
@@ -75,14 +81,14 @@ def test_gradients_go_to_what_a_weight_is_computed_from(kind):
     coefficients = torch.randn(8, 3, 3, 3)
     (weight_of(layer) * coefficients).sum().backward()
     if kind.startswith("Limited"):  # through .data or no_grad, the gradient is that of the weight
-        torch.testing.assert_close(layer.weight.grad, coefficients)
+        assert_close(layer.weight.grad, coefficients, terms=1)
         return
     (MADE[kind](twin) * coefficients).sum().backward()
     for (name, one), other in zip(layer.named_parameters(), twin.parameters(), strict=True):
         if other.grad is None:
             assert one.grad is None, name
         else:
-            torch.testing.assert_close(one.grad, other.grad, msg=name)
+            assert_close(one.grad, other.grad, terms=TERMS)
 
 
 def test_a_helper_convolution_is_not_taken_for_the_layers_own():
@@ -90,8 +96,8 @@ def test_a_helper_convolution_is_not_taken_for_the_layers_own():
         odd, plain = kind(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
         plain.load_state_dict(odd.state_dict(), strict=False)
         value = convsim.Regularizer(odd, "crossed", layers=kind).backward_()
-        torch.testing.assert_close(value, convsim.Regularizer(plain, "crossed").backward_())
-        torch.testing.assert_close(odd.weight.grad, plain.weight.grad)
+        assert_close(value, convsim.Regularizer(plain, "crossed").backward_(), terms=TERMS)
+        assert_close(odd.weight.grad, plain.weight.grad, terms=TERMS)
     frozen = MaskFirst(3, 8, 3).requires_grad_(False)
     assert weight_of(frozen) is frozen.weight
 
@@ -112,7 +118,7 @@ def test_spectral_norm_is_read_as_the_last_step_made_it():
         output = layer(x)
         for _ in range(2):
             convolved = nn.functional.conv2d(x, weight_of(layer), layer.bias)
-            torch.testing.assert_close(convolved, output)
+            assert_close(convolved, output, terms=TERMS)
 
 
 def test_low_rank_weights_train_whichever_mode_they_are_read_in():
@@ -138,15 +144,16 @@ def test_caching_parametrizations_keeps_no_weight_of_a_copy():
                 with torch.no_grad():
                     layer.parametrizations.weight.original0.fill_(scale)
                 norms = weight_of(layer).flatten(1).norm(dim=1)
-                torch.testing.assert_close(norms, torch.full((8,), scale))
+                assert_close(norms, torch.full((8,), scale), terms=TERMS)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("kind", ["NormInside", "Standardized", "spectral_norm", "old weight_norm"])
 def test_a_compiled_regularizer_reads_the_same(kind):
     torch.compiler.reset()
     regularizer = convsim.Regularizer(KINDS[kind](), "crossed")
     compiled = torch.compile(regularizer, backend="aot_eager")
-    torch.testing.assert_close(compiled(), regularizer())
+    assert_close(compiled(), regularizer(), terms=TERMS)
 
 
 def test_traced_and_inferring_modes_read_computed_weights():
@@ -164,7 +171,7 @@ def test_old_weight_norm_with_a_padding_of_reflections():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         layer = nn.utils.weight_norm(nn.Conv1d(4, 8, 3, padding=3, padding_mode="reflect"))
-    torch.testing.assert_close(weight_of(layer), layer.weight)
+    assert_close(weight_of(layer), layer.weight, terms=TERMS)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
@@ -189,7 +196,7 @@ def test_a_weight_that_forward_masks_is_read_masked_and_left_as_it_is():
     history = convsim.initialize_(layer, steps=3)
     layer(torch.randn(1, 3, 8, 8))
     value = convsim.convolutional_similarity(layer.weight.detach()).item()
-    assert history.values[""][-1] == pytest.approx(value, rel=1e-5)
+    assert_close(history.values[""][-1], value, terms=TERMS)
 
 
 class Styled(nn.Conv2d):
@@ -240,7 +247,7 @@ def test_a_slice_of_its_weight_is_what_a_slimmed_layer_convolves_with():
             return nn.functional.conv2d(x[:, :2], self.weight[:4, :2], self.bias[:4])
 
     layer = Slimmed(3, 8, 3)
-    torch.testing.assert_close(weight_of(layer), layer.weight[:4, :2])
+    assert_close(weight_of(layer), layer.weight[:4, :2], terms=TERMS)
 
 
 @pytest.mark.usefixtures("vision")
@@ -252,7 +259,7 @@ def test_an_own_forward_with_its_own_weight_is_initialised(kind):
     history = convsim.initialize_(layer, steps=5)
     assert history.values[""][-1] < history.values[""][0]
     now = convsim.convolutional_similarity(weight_of(layer).detach()).item()
-    assert history.values[""][-1] == pytest.approx(now, rel=1e-5)
+    assert_close(history.values[""][-1], now, terms=TERMS)
 
 
 def test_auto_takes_an_own_forward_with_its_own_weight():
@@ -285,9 +292,9 @@ def test_what_a_layer_makes_of_what_is_written_is_told(limit):
     history = convsim.initialize_(layer, steps=20)
     now = weight_of(layer).detach()
     value = convsim.convolutional_similarity(now.double()).item()
-    assert history.values[""][-1] == pytest.approx(value, rel=1e-5)
+    assert_close(history.values[""][-1], value, terms=TERMS)
     ratio = (now.flatten(1).norm(dim=1).mean() / before).item()
-    assert history.norm_ratio[""] == pytest.approx(ratio, rel=1e-5)
+    assert_close(history.norm_ratio[""], ratio, terms=TERMS)
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.orthogonal, parametrizations.spectral_norm])
@@ -298,16 +305,16 @@ def test_a_projection_is_told_as_it_is(wrap, training):
     history = convsim.initialize_(layer, steps=20)
     now = weight_of(layer).detach()
     value = convsim.convolutional_similarity(now.double()).item()
-    assert history.values[""][-1] == pytest.approx(value, rel=1e-5)
+    assert_close(history.values[""][-1], value, terms=TERMS)
     ratio = (now.flatten(1).norm(dim=1).mean() / before).item()
-    assert history.norm_ratio[""] == pytest.approx(ratio, rel=1e-5)
+    assert_close(history.norm_ratio[""], ratio, terms=TERMS)
 
 
 def test_half_precision_is_told_as_it_is_rounded():
     layer = nn.Conv2d(3, 8, 3).bfloat16()
     history = convsim.initialize_(layer, steps=5)
     value = convsim.convolutional_similarity(layer.weight.detach().double()).item()
-    assert history.values[""][-1] == pytest.approx(value, rel=1e-5)
+    assert_close(history.values[""][-1], value, terms=TERMS)
 
 
 class Refusing(nn.Module):
@@ -352,8 +359,8 @@ def test_a_layer_may_be_pruned_after_the_regularizer_was_made():
     model[0].weight = nn.Parameter(model[0].weight.detach()[:5])
     model[1].weight = nn.Parameter(model[1].weight.detach()[:, :5])
     expected = [convsim.convolutional_similarity(layer.weight.detach()) for layer in model]
-    torch.testing.assert_close(regularizer().detach(), sum(expected) / 2)
-    torch.testing.assert_close(regularizer.backward_(), sum(expected) / 2)
+    assert_close(regularizer(), sum(expected) / 2, terms=TERMS)
+    assert_close(regularizer.backward_(), sum(expected) / 2, terms=TERMS)
     assert model[0].weight.grad.shape == (5, 3, 3, 3)
 
 
@@ -370,7 +377,7 @@ def test_a_weight_without_numbers_is_refused_by_name():
 
 
 def test_a_model_that_accelerate_has_offloaded_is_refused_by_name():
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = need_module("accelerate")
     model = nn.Sequential(NormInside(3, 8, 3), nn.Conv2d(8, 8, 3))
     x = torch.randn(2, 3, 9, 9)
     similarity = convsim.measure(model, [x]).similarity

@@ -15,6 +15,8 @@ from convsim.kernels import (
     selected_modules,
 )
 
+pytestmark = pytest.mark.core
+
 TERMS = 2 * 3 * 3
 """The products in a pixel of the layers below, which tell what weight their forwards make."""
 
@@ -174,7 +176,6 @@ def test_a_shared_weight_counts_once():
     [parametrizations.weight_norm, parametrizations.spectral_norm, torch.nn.utils.weight_norm],
     ids=["weight_norm", "spectral_norm", "old weight_norm"],
 )
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_computed_weights_are_read_as_they_convolve(wrap):
     layer = wrap(nn.Conv2d(2, 3, 3)).eval()
     for parameter in layer.parameters():

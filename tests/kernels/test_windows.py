@@ -8,6 +8,8 @@ from convsim.kernels import conv_layers
 from convsim.kernels.windows import ALL, sample_windows
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 LAYERS = [  # every kind of convolution, its input
     (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9, 8)),
     (lambda: nn.Conv2d(4, 6, (3, 2), padding=2, dilation=2, padding_mode="reflect"), (2, 4, 9, 8)),

@@ -558,7 +558,6 @@ SAFETENSORS: dict[str, bytes] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("file", "make"),
     [
@@ -1165,7 +1164,6 @@ CHECKPOINTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_hostile_checkpoints(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

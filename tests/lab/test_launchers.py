@@ -20,6 +20,7 @@ from convsim.lab.datasets import load_dataset
 from convsim.lab.methods import parse_method
 from convsim.lab.records import read_records
 from convsim.lab.runs import Recipe
+from needs import need_module
 
 METHODS = [parse_method("none"), parse_method("recommended@0.1")]
 RECIPE = Recipe(width=2, batch_size=16, measured_images=20)
@@ -62,7 +63,7 @@ def killing(folder):
 
 @pytest.fixture(scope="module")
 def _cluster():
-    ray = pytest.importorskip("ray")
+    ray = need_module("ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -74,6 +75,7 @@ def _cluster():
         ray.shutdown()
 
 
+@pytest.mark.timeout(900)  # a busy machine
 @pytest.mark.usefixtures("_cluster")
 def test_a_ray_cluster_that_loses_a_worker_gives_the_records_of_the_pool(tmp_path):
     ray, pool = tmp_path / "ray", tmp_path / "pool"
@@ -86,6 +88,7 @@ def test_a_ray_cluster_that_loses_a_worker_gives_the_records_of_the_pool(tmp_pat
         assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_cluster")
 def test_ray_does_not_start_a_run_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "LOST_WORKERS", 0)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -46,21 +47,19 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "none",
-        "recommended-both",
-        "recommended",
-        "recommended@auto",
-        "recommended:0.5",
-        "crossed@auto",
-    ],
-)
+@cache
+def uninterrupted(method, recipe=TINY):
+    """A run that nothing stops, and what came of it."""
+    run = Run(parse_method(method), 5, recipe, load_dataset("digits").subset(train=200, test=50))
+    return run, *train(run)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_resume_is_exact(digits, tmp_path, method, epochs):
-    run = Run(parse_method(method), 5, TINY, digits)
-    whole, record = train(run)
+@pytest.mark.parametrize(
+    "method", ["none", "recommended-both", "recommended", "recommended@auto", "recommended:0.5"]
+)
+def test_resume_is_exact(tmp_path, method, epochs):
+    run, whole, record = uninterrupted(method)
     with pytest.raises(Killed):
         train(run, tmp_path, kill_after(epochs))
     resumed, resumed_record = train(run, tmp_path)
@@ -69,11 +68,10 @@ def test_resume_is_exact(digits, tmp_path, method, epochs):
         assert resumed_record["result"][entry] == record["result"][entry]
 
 
-@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
 @pytest.mark.parametrize("step", [1, 4])
-def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypatch, method, step):
-    run = Run(parse_method(method), 5, TINY, digits)
-    whole, record = train(run)
+@pytest.mark.parametrize("method", ["none", "recommended-both", "recommended@auto"])
+def test_resume_from_within_the_first_epoch_is_exact(tmp_path, monkeypatch, method, step):
+    run, whole, record = uninterrupted(method)
     training_step, steps = Classifier.training_step, iter(range(1, 100))
 
     def killed(*arguments):
@@ -93,22 +91,20 @@ def test_resume_from_within_the_first_epoch_is_exact(digits, tmp_path, monkeypat
     assert (took > 0) == (method == "recommended-both")
 
 
-def test_resume_is_exact_under_augmentation(digits, tmp_path):
-    run = Run(METHODS["none"], 5, replace(TINY, augment=True), digits)
-    whole, record = train(run)
+def test_resume_is_exact_under_augmentation(tmp_path):
+    run, whole, record = uninterrupted("none", replace(TINY, augment=True))
     with pytest.raises(Killed):
         train(run, tmp_path, kill_after(1))
     assert equal_models(whole, train(run, tmp_path)[0])
-    plain = train(replace(run, recipe=TINY))[1]
+    plain = uninterrupted("none")[2]
     assert plain["result"]["train_loss"] != record["result"]["train_loss"]
     assert record["configuration"]["recipe"]["augment"] is True
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32-channels-last"])
 @pytest.mark.parametrize("method", ["none", "recommended", "recommended-both", "decov"])
-def test_resume_is_exact_in_every_precision(digits, tmp_path, method, precision):
-    run = Run(parse_method(method), 5, replace(TINY, precision=precision), digits)
-    whole, record = train(run)
+def test_resume_is_exact_in_every_precision(tmp_path, method, precision):
+    run, whole, record = uninterrupted(method, replace(TINY, precision=precision))
     with pytest.raises(Killed):
         train(run, tmp_path, kill_after(1))
     resumed, resumed_record = train(run, tmp_path)
@@ -365,7 +361,7 @@ def test_an_option_without_effect_is_refused():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "Unknown method 'best'. The methods are none, recommended"),
+        ("best", "Unknown method 'best'. A method is none, a preset"),
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),

@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 import convsim
-from convsim.lab.datasets import load_dataset
-from convsim.lab.methods import METHODS
-from convsim.lab.runs import Recipe, Run
-from convsim.lab.training import train
 from seeds import reseed
+
+pytestmark = pytest.mark.core
 
 
 def by_loops(maps):
@@ -42,7 +40,13 @@ def test_it_equals_the_loops_and_its_gradient_reaches_the_weights():
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "weight" in n)
 
 
+@pytest.mark.training
 def test_training_with_it_lowers_it():
+    from convsim.lab.datasets import load_dataset
+    from convsim.lab.methods import METHODS
+    from convsim.lab.runs import Recipe, Run
+    from convsim.lab.training import train
+
     digits = load_dataset("digits").subset(train=150, seed=0)
     recipe = Recipe(width=4, epochs=4, batch_size=32)
     method = METHODS["decov"]

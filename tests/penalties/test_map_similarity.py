@@ -9,6 +9,8 @@ from convsim import ConvsimError
 from convsim.penalties import DeCov, MapSimilarity
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 SHAPES = [(1, 50, 3), (3, 40, 7), (2, 5, 9), (2, 4, 3, 30, 5)]
 """Layers, or axes in front; samples, fewer than maps or more; maps."""
 

@@ -25,6 +25,8 @@ from convsim.penalties import (
 )
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 
 def groups_of(weight, groups):
     return [np.asarray(part) for part in weight.double().chunk(groups)]

@@ -10,6 +10,9 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 import convsim
 from convsim.redundancy.evaluation import evaluating
+from needs import need_module
+
+pytestmark = pytest.mark.core
 
 
 class LoRA(nn.Module):
@@ -243,7 +246,6 @@ def assert_same(before, after):
     assert torch.equal(before[-1], after[-1])
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what it deprecates
 @pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_a_look_changes_nothing(make, mode):
@@ -307,7 +309,7 @@ TIMM = ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame", 
 
 @pytest.mark.parametrize("kind", TIMM)
 def test_nor_does_a_look_at_the_convolutions_of_timm(vision, kind):
-    layers = pytest.importorskip("timm.layers", reason="make test installs timm beside torch")
+    layers = need_module("timm.layers")
     model, images = nn.Sequential(getattr(layers, kind)(3, 6, 3)), torch.randn(4, 3, 9, 9)
     before = seen(model)
     (layer,) = convsim.measure(model, [images])

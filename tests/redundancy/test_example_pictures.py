@@ -7,6 +7,8 @@ from torch import nn
 import convsim
 from convsim.redundancy.pictures import image_pictures, map_pictures
 
+pytestmark = pytest.mark.core
+
 
 def network():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))

@@ -13,6 +13,8 @@ from closeness import assert_close
 from convsim.errors import NonFiniteError
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 
 def network():
     reseed()
@@ -320,3 +322,27 @@ def test_a_threshold_that_is_no_cosine_is_refused(threshold):
     layer = _layer_on(torch.randn(1, 2, 3, 3))
     with pytest.raises(convsim.ConvsimError, match=r"threshold .* \[0, 1\]; got"):
         layer.duplicates(threshold)
+
+
+def test_shapes_are_enough_for_a_first_look():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3))
+    report = convsim.measure(model, input_size=(3, 12, 10))
+    assert (report.images, report.data) == (32, "noise of shape (3, 12, 10)")
+    assert report["0"].pixels == 10 * 8
+    assert convsim.measure(model, input_size=(3, 12, 10)) == report
+    assert "measured on noise" in report.verdict
+    assert convsim.RedundancyReport.from_json(report.to_json()).data == report.data
+    drawn = convsim.measure(model, [torch.randn(4, 3, 12, 12)])
+    assert drawn.data == ""
+    assert "noise" not in drawn.verdict
+
+
+@pytest.mark.parametrize("size", [(3,), (3, 0, 3), (3, 2.5, 3), 32])
+def test_a_shape_that_is_none_is_refused(size):
+    with pytest.raises(convsim.ConvsimError, match="input_size is the shape of one input"):
+        convsim.measure(nn.Conv2d(3, 8, 3), input_size=size)
+
+
+def test_a_shape_beside_batches_is_refused():
+    with pytest.raises(convsim.ConvsimError, match="batches or input_size"):
+        convsim.measure(nn.Conv2d(3, 8, 3), [torch.randn(2, 3, 8, 8)], input_size=(3, 8, 8))

@@ -6,6 +6,8 @@ from torch import nn
 
 import convsim
 
+pytestmark = pytest.mark.core
+
 
 class Block(nn.Conv2d):
     """A convolution that goes on after it has convolved, in a way given."""

@@ -26,7 +26,10 @@ from convsim.penalties import MapSimilarity, preset
 from seeds import new_generator, reseed
 
 pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+    pytest.mark.skipif(
+        not torch.distributed.is_available(),
+        reason="needs a torch that is built with torch.distributed",
+    ),
     pytest.mark.timeout(600),  # of which the processes take most, at the first test
 ]
 STEPS, IMAGES = 10, 8

@@ -11,6 +11,8 @@ from torch import nn
 from closeness import assert_close
 from convsim import ConvsimError, Regularizer
 
+pytestmark = pytest.mark.core
+
 STEPS = 27 + 98 + 98
 """The sums to a value, one after the other: a map's pixel, its norm, the product of two maps."""
 

@@ -13,6 +13,8 @@ from convsim import PRESETS, ConvsimError, Regularizer
 from convsim.penalties import ActivationPenalty
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 KERNEL_PENALTIES = [
     name for name, preset in PRESETS.items() if not isinstance(preset.penalty, ActivationPenalty)
 ]
@@ -155,6 +157,7 @@ def test_functional_call_and_its_gradient_over_an_ensemble(penalty):
             assert_close(actual, parameter.grad, terms=2 * PASS)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("penalty", KERNEL_PENALTIES)
 def test_backward_compiles_into_one_graph(penalty):
     torch._dynamo.reset()
@@ -172,6 +175,7 @@ def test_backward_compiles_into_one_graph(penalty):
             assert_close(parameter.grad, gradient, terms=2 * PASS)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("penalty", ["recommended", "decov"])
 def test_a_compiled_model_trains_alike_also_on_batches_of_other_sizes(penalty):
     torch._dynamo.reset()
@@ -188,6 +192,7 @@ def test_a_compiled_model_trains_alike_also_on_batches_of_other_sizes(penalty):
         assert_close(compiled, regularizer(), terms=PASS)
 
 
+@pytest.mark.traced
 def test_a_model_that_was_compiled_and_run_before_is_looked_at():
     torch._dynamo.reset()
     model = Network()

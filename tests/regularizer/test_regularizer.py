@@ -15,6 +15,8 @@ from closeness import assert_close
 from convsim import PRESETS, ConvolutionalSimilarity, Regularizer
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 TERMS = 8 * 3 * 3 * 3
 """The numbers that enter a value: of the layers below, a weight's."""
 
@@ -316,7 +318,9 @@ def test_auto_serves_a_loss_of_any_scale(scale):
     assert_close(added.norm(), loss.double().norm(), terms=2 * TERMS, dtype=torch.float32)
 
 
-@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch 2.10 is the first")
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="needs torch 2.10, the first with grad_dtype"
+)
 def test_a_gradient_of_another_dtype_than_its_weight_is_kept():
     layer = nn.Conv2d(3, 4, 3)
     layer.weight.grad_dtype = torch.bfloat16
@@ -421,6 +425,7 @@ def test_non_finite_weights_show_in_the_value():
     assert regularizer.backward_().isnan()
 
 
+@pytest.mark.traced
 def test_both_routes_compile_into_one_graph():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
     regularizer = Regularizer(model, "crossed")

@@ -10,6 +10,8 @@ from torch import nn
 from convsim import ConvsimError, ConvsimWarning, Regularizer
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 
 def network():
     reseed()

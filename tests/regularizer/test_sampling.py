@@ -11,6 +11,8 @@ from convsim.penalties import MapSimilarity
 from convsim.regularizer.sampling import sample_maps
 from seeds import reseed
 
+pytestmark = pytest.mark.core
+
 LAYERS = {  # every kind of convolution, with its input
     "strided groups": (lambda: nn.Conv2d(4, 6, 3, 2, 1, groups=2), (3, 4, 9, 8)),
     "reflect": (

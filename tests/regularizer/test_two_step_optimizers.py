@@ -7,6 +7,8 @@ from torch import nn
 from convsim import ConvsimError, Regularizer
 from seeds import new_generator, reseed
 
+pytestmark = pytest.mark.core
+
 RHO, RATE = 0.05, 0.1
 
 

@@ -9,6 +9,8 @@ import convsim
 from closeness import assert_close
 from convsim.report import RedundancyReport
 
+pytestmark = pytest.mark.core
+
 
 def test_a_round_trip_keeps_everything(report):
     text = report.to_json()

@@ -8,6 +8,8 @@ from torch import nn
 
 import convsim
 
+pytestmark = pytest.mark.core
+
 
 def test_a_report_is_its_layers(report):
     assert list(report) == list(report.layers)

@@ -82,8 +82,8 @@ def test_the_summary_says_what_the_report_says(open_page, report):
     assert rows.count() == page.locator("#bars button").count() == len(report.layers)
     for row, layer in zip(rows.all(), report.layers, strict=True):
         cells = row.locator("td").all_inner_texts()
-        assert cells[:3] == [layer.name, "Conv2d", str(layer.filters)]
-        assert cells[3] == (
+        assert (cells[0], cells[2]) == (layer.name, str(layer.filters))
+        assert cells[1] == (
             "–" if layer.filters == 1 or layer.pixels == 1 else f"{layer.similarity:.3f}"
         )
         row.click()
@@ -218,6 +218,6 @@ def test_what_is_undefined_is_left_out_of_bins_and_comes_last_in_the_order():
     matrix = matrix + matrix.T
     matrix[1] = matrix[:, 1] = torch.nan
     bins = binned(matrix, 4)
-    torch.testing.assert_close(bins[0, 1], matrix[[0, 2], 3:6].mean())
+    assert_close(bins[0, 1], matrix[[0, 2], 3:6].mean(), terms=9)
     assert bins.isfinite().all()
     assert similarity_order(matrix)[-1] == 1

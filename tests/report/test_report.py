@@ -5,10 +5,15 @@ import math
 import sys
 
 import pytest
+import torch
 from rich.console import Console
 
 import convsim
 from closeness import assert_close
+from convsim.report import RedundancyComparison
+from convsim.report.verdict import unrelated
+
+pytestmark = pytest.mark.core
 
 
 def printed(renderable):
@@ -25,8 +30,82 @@ def test_the_table_shows_every_layer(report):
         row = next(line for line in text.splitlines() if line.split()[:1] == [layer.name])
         cells = row.split()
         assert cells[1] == str(layer.filters)
-        assert cells[2] == ("–" if math.isnan(layer.similarity) else f"{layer.similarity:.3f}")
-    assert "kernel cosine" in text
+        assert cells[2] == f"{layer.effective_rank:.1f}"
+        assert cells[3] == ("–" if math.isnan(layer.similarity) else f"{layer.similarity:.3f}")
+    assert report.verdict in " ".join(text.split())
+    assert "kernel cosine" not in text
+    assert "kernel cosine" in printed(report.table(verbose=True))
+
+
+def test_the_tables_fit_eighty_columns(report, later):
+    name = "features.denseblock4.denselayer16.conv2.parametrizations.weight.original0"
+    report, later = (
+        dataclasses.replace(one, layers=(dataclasses.replace(one["2"], name=name, filters=2048),))
+        for one in (report, later)
+    )
+    for shown in (report, report.compare(later)):
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(shown)
+        assert "2048" in capture.get()
+        assert all(len(line) <= 80 for line in capture.get().splitlines())
+        assert "…" not in capture.get()
+
+
+def test_several_reports_under_names_of_their_own(report, later):
+    several = RedundancyComparison({"plain": report, "penalty": later, "again": report})
+    assert several.before is several.after is report
+    assert [len(layers) for layers in several.layers] == [3, 3]
+    text = printed(several)
+    assert "similarity" in text
+    assert "penalty" in text
+    assert "8" in text
+    drawn = several.figure().axes[0]
+    named = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert named == ["plain", "penalty", "again", "unrelated maps"]
+    with pytest.raises(convsim.ConvsimError, match="needs two reports or more; got 1"):
+        RedundancyComparison({"plain": report})
+
+
+def test_a_notebook_shows_tables_and_figures(report, later):
+    for shown in (report, report.compare(later)):
+        assert f'<td style="text-align:right">{report["0"].similarity:.3f}</td>' in (
+            shown._repr_html_()
+        )
+    assert report.figure()._repr_png_().startswith(b"\x89PNG")
+    layer = dataclasses.replace(report.layers[0], name="<script>")
+    evil = dataclasses.replace(report, model="<b>", layers=(layer,))
+    assert "<script>" not in evil._repr_html_()
+    assert "<b>&lt;b&gt;" in evil._repr_html_()
+
+
+def test_data_frames_hold_the_numbers(report, later):
+    frame = report.to_pandas()
+    assert [*frame.index] == [layer.name for layer in report]
+    assert [*frame.similarity[:3]] == [layer.similarity for layer in report.layers[:3]]
+    assert frame.loc["0", "kernels_mean_cosine"] == report["0"].kernels.mean_cosine
+    both = report.compare(later).to_pandas()
+    assert both.loc[("after", "2"), "filters"] == 10
+
+
+def test_the_verdict_names_the_layer_and_what_to_do(report):
+    narrow = dataclasses.replace(report.layers[0], name="14", filters=64, effective_rank=16.2)
+    wide = dataclasses.replace(report.layers[1], effective_rank=11.9)
+    verdict = dataclasses.replace(report, layers=(wide, narrow)).verdict
+    assert verdict.startswith(
+        "Look first at layer 14: 64 maps, rank 16 (if all were different: 64)"
+    )
+    assert "convsim.shrink(" in verdict
+    assert "All 2 layers together: 76 maps, effective rank 28." in verdict
+    assert dataclasses.replace(report, layers=(wide,)).verdict.startswith("Little to gain")
+    single = dataclasses.replace(report, layers=(report["5"],))
+    assert single.verdict.startswith("No layer has two maps to compare")
+
+
+def test_unrelated_maps_are_as_alike_as_said():
+    maps = torch.randn(400, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cosines = torch.corrcoef(maps).abs().fill_diagonal_(0)
+    assert cosines.sum() / (400 * 399) == pytest.approx(unrelated(64), rel=0.02)
 
 
 def test_names_with_brackets_are_shown_as_they_are(report):
@@ -48,7 +127,9 @@ def test_reports_without_a_common_layer_are_refused(report):
     other = dataclasses.replace(
         report, layers=(dataclasses.replace(report.layers[0], name="other"),)
     )
-    with pytest.raises(convsim.ConvsimError, match=r"no layer in common: before has 0, 2.*other"):
+    with pytest.raises(
+        convsim.ConvsimError, match=r"no layer in common: before has 0, 2.*after has other"
+    ):
         report.compare(other)
 
 

@@ -8,6 +8,9 @@ from networks import network
 from safetensors.torch import load_file, save_file
 
 import convsim
+from needs import need_module
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture
@@ -104,8 +107,8 @@ def test_the_smaller_network_is_exported(saved):
 
 
 def test_the_smaller_network_runs_in_onnxruntime(saved, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnxruntime = need_module("onnxruntime")
+    need_module("onnxscript")
     _, images, shrunk, _ = saved
     path = tmp_path / "smaller.onnx"
     torch.onnx.export(shrunk.model, (images[:4],), path, dynamo=True, verbose=False)

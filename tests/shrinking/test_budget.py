@@ -18,6 +18,8 @@ from convsim.shrinking.channels import cut_, kept_axes
 from convsim.shrinking.groups import channel_groups
 from convsim.shrinking.survey import survey
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_costs_are_those_of_the_network_that_is_cut(name):

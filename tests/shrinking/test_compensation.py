@@ -6,6 +6,8 @@ import torch
 from convsim.shrinking.compensation import map_compensation, ridge_regression
 from convsim.shrinking.statistics import RegressionStatistics
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 MANY = 10**9
 

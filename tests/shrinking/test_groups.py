@@ -11,6 +11,8 @@ from convsim.shrinking.channels import cut_, kept_axes
 from convsim.shrinking.groups import channel_groups
 from convsim.shrinking.verification import disagreement, verified
 
+pytestmark = pytest.mark.numeric
+
 
 def found(model, images):
     groups, left = channel_groups(model, images[:2])

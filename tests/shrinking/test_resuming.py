@@ -9,6 +9,8 @@ from convsim.shrinking.resuming import cuts, resumed
 from convsim.shrinking.topology import Additions
 from convsim.shrinking.weights import reads_maps
 
+pytestmark = pytest.mark.numeric
+
 
 def layers_of(model):
     return [name for name, module in model.named_modules() if reads_maps(module)]

@@ -5,6 +5,8 @@ import torch
 
 from convsim.shrinking.selection import Reading, greedy_selection
 
+pytestmark = pytest.mark.numeric
+
 
 def lost(reading: Reading, kept: list[int]) -> float:
     """Return the consumer's relative error with a set kept, by pinv."""

@@ -13,6 +13,8 @@ import convsim
 from convsim.shrinking.groups import channel_groups
 from convsim.shrinking.verification import verified
 
+pytestmark = pytest.mark.numeric
+
 ALL = 10**9
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convsim
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def shrunk():

@@ -6,6 +6,8 @@ import torch
 from convsim.errors import NonFiniteError
 from convsim.shrinking.statistics import MapStatistics, RegressionStatistics
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 
 

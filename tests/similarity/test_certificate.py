@@ -10,6 +10,8 @@ from convsim.kernels import kernel_bank
 from convsim.similarity.certificate import certified_cosines
 from seeds import new_generator
 
+pytestmark = pytest.mark.core
+
 CASES = [
     # kernel, size, stride, dilation, groups, transposed
     ((3,), (7,), (1,), (1,), 1, False),

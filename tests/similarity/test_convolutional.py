@@ -22,6 +22,8 @@ from oracles import (
 from oracles import similarity_matrix as oracle_matrix
 from seeds import new_generator, new_numpy_generator
 
+pytestmark = pytest.mark.core
+
 TERMS = 4 * 2 * 3 * 3
 """The numbers of a filter in float32, in the four sums of a value and its gradient."""
 EVERY_OPTION = [asdict(options) for options in OPTIONS]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.progress import TaskID
 from typer.core import TyperGroup
 
 from convsim.cli.console import (
@@ -30,19 +31,27 @@ from convsim.cli.console import (
     tell_notes,
 )
 from convsim.cli.measure import measure_command
-from convsim.cli.options import Data, Size, SkipBad, TrainImages, with_recipe
+from convsim.cli.options import Data, Pretrained, Size, SkipBad, TrainImages, with_recipe
 from convsim.cli.shrink import shrink_command
 from convsim.cli.study import study_command
 from convsim.errors import ConvsimError, NonFiniteError, did_you_mean
 from convsim.lab.comparison import compare
-from convsim.lab.datasets import ImageData, load_dataset
+from convsim.lab.datasets import ImageData
 from convsim.lab.doubts import diverged, doubts
 from convsim.lab.libraries import check_torchvision
-from convsim.lab.methods import METHODS, Method, parse_method
+from convsim.lab.loggers import LoggerName
+from convsim.lab.methods import Method, parse_method
 from convsim.lab.paired import paired_tables
-from convsim.lab.presentation import HEADER, details, note, rows, write_comparison
+from convsim.lab.presentation import (
+    ONE_CLASS,
+    SHORT_HEADER,
+    SHORT_NOTE,
+    details,
+    short_rows,
+    write_comparison,
+)
 from convsim.lab.processes import processes
-from convsim.lab.runs import Recipe, Run
+from convsim.lab.runs import Recipe, Run, Start
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
 from convsim.lab.training_data import load_to_train, where
@@ -79,13 +88,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MethodName = Annotated[
-    str, typer.Option(help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient.")
-]
+_METHODS = (
+    "none, recommended, crossed, authors, decov or another preset "
+    "(docs/reference/penalties.md), or NAME-init, NAME-both: as initialization, or also as it"
+)
+MethodName = Annotated[str, typer.Option(help=f"{_METHODS}; NAME@C sets the coefficient.")]
 MethodNames = Annotated[
     list[str],
     typer.Option(
-        help=f"One of {', '.join(METHODS)}; NAME@C sets the coefficient, NAME@C1,C2,… tunes it on "
+        help=f"{_METHODS}; NAME@C sets the coefficient, NAME@C1,C2,… tunes it on "
         "held-out training images. Repeat the option; the first is the control."
     ),
 ]
@@ -118,6 +129,18 @@ def train_command(
     train_images: TrainImages = None,
     size: Size = None,
     skip_bad: SkipBad = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Start from a safetensors file or a weights-only checkpoint."),
+    ] = None,
+    pretrained: Pretrained = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to train.")
+    ] = "auto",
+    logger: Annotated[
+        list[LoggerName] | None,
+        typer.Option(help="Log every epoch to OUT, or to Weights & Biases. Repeatable."),
+    ] = None,
 ) -> None:
     """Train one network. Run again with the same options, it goes on where it was stopped.
 
@@ -135,7 +158,10 @@ def train_command(
             f"train takes one coefficient; got {method!r}. convsim compare tunes over several."
         )
     images = load_to_train(data, recipe.model, size=size, augment=recipe.augment, skip_bad=skip_bad)
-    run_ = Run(chosen, seed, recipe, images.subset(train=train_images, seed=0))
+    run_ = Run(
+        chosen, seed, recipe, images.subset(train=train_images, seed=0),
+        start=Start(weights, pretrained=pretrained),
+    )  # fmt: skip
     first = processes().rank == 0
     if first:
         tell_notes(images)
@@ -146,11 +172,13 @@ def train_command(
             text = f"loss {scores['train_loss']:.3f}  accuracy {100 * scores['accuracy']:.1f} %"
             progress.update(task, completed=epoch, description=text)
 
-        network, record = train(run_, folder, show)
+        network, record = train(run_, folder, show, device=device, loggers=logger or ())
     if not first:
         return
     save_result(network, record | {"source": where(data)}, folder)
     print(json.dumps(record["result"], indent=1))
+    for written in ("model.safetensors", "record.json", "last.ckpt"):
+        say(f"wrote {folder / written}")
     for doubt in doubts([record], run_.data):
         say(doubt, head="Warning: ")
     if diverged(record, run_.data):
@@ -218,11 +246,29 @@ def demo_command(
         Path, typer.Option("--out", file_okay=False, help="Where the results go.")
     ] = Path("demo"),
 ) -> None:
-    """Train the same small CNN on handwritten digits with and without the penalty, ten seeds."""
-    recipe = Recipe(width=8, epochs=12, batch_size=64, lr=0.05)
-    methods = [parse_method(name) for name in ("none", "authors", "recommended")]
-    digits = load_dataset("digits").subset(train=400, seed=0)
-    _compare("Handwritten digits", digits, recipe, methods, range(10), folder)
+    """See a network's redundancy, shrink it, and train with and without the penalty: a minute."""
+    from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
+
+    with progress_bar() as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
+
+        demo = run_demo(folder, show)
+    paths = write_demo(demo, folder)
+    result = presentation.record(demo)["result"]
+    out.print(
+        terminal_table(
+            presentation.HEAD, presentation.rows(result),
+            title=presentation.TITLE, note=presentation.note(result),
+        )
+    )  # fmt: skip
+    print(demo.report.verdict)
+    for what, path in paths.items():
+        say(f"{what}: {path.resolve().as_uri() if path.suffix == '.html' else path}")
 
 
 def _compare(
@@ -249,7 +295,12 @@ def _compare(
     found = doubts(records, images)
     text = " ".join([details(records, title), *found])
     paths = write_comparison(summaries, title, text, folder, page=page)
-    out.print(terminal_table(HEADER, rows(summaries), title=title, note=note(summaries)))
+    out.print(
+        terminal_table(
+            SHORT_HEADER, short_rows(summaries),
+            title=title, note=SHORT_NOTE + ONE_CLASS * any(one.one_class for one in summaries),
+        )
+    )  # fmt: skip
     if against is not None:
         paths.append(folder / "paired.md")
         paths[-1].write_text(paired_tables(records, against), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,8 @@ from convsim.cli.options import (
 from convsim.errors import ConvsimError
 from convsim.lab.measuring import measure_on
 from convsim.lab.subject import Subject
-from convsim.report import RedundancyReport
+from convsim.redundancy import Place
+from convsim.report import RedundancyComparison, RedundancyReport
 
 _MOST_BYTES = 2**30
 
@@ -66,6 +68,12 @@ def measure_command(
             help="Instead, modules of any kind of this name, such as '*.bn1'. Repeatable."
         ),
     ] = None,
+    place: Annotated[
+        Place,
+        typer.Option(
+            help="Compare maps as they leave their convolution, or where the next layer reads them."
+        ),
+    ] = "convolution",
     examples: Annotated[int, typer.Option(min=0, help="Images that the page shows maps on.")] = 3,
     autocorrelation: Annotated[
         bool,
@@ -84,15 +92,21 @@ def measure_command(
         ),
     ] = None,
     before: Annotated[
-        Path | None, typer.Option(help="Compare with the report that --json wrote here.")
+        list[str] | None,
+        typer.Option(
+            help="Compare with the report that --json wrote here; NAME=PATH names it. Repeatable."
+        ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also show what the kernels alone say.")
+    ] = False,
     max_similarity: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Exit with 1 if the mean similarity is above this."),
     ] = None,
 ) -> None:
     """Measure how much a model's feature maps repeat each other on a data set's test images."""
-    earlier = None if before is None else _read(before)
+    earlier = _earlier(before or [])
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
     subject = Subject(
@@ -109,25 +123,32 @@ def measure_command(
         task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
             network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
-            modules=modules, examples=examples, autocorrelation=autocorrelation,
+            modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     report = replace(report, model=model, weights=subject.described)
     tell_notes(dataset)
-    _show(report, earlier, html, json)
+    shown: RedundancyReport | RedundancyComparison = report
+    if earlier:
+        shown = RedundancyComparison({**earlier, "after": report})
+    _show(report, shown, html, json, verbose=verbose)
     if max_similarity is not None:
         _judge(report, max_similarity)
 
 
 def _show(
-    report: RedundancyReport, earlier: RedundancyReport | None, html: Path | None, json: Path | None
+    report: RedundancyReport,
+    shown: RedundancyReport | RedundancyComparison,
+    html: Path | None,
+    json: Path | None,
+    *,
+    verbose: bool,
 ) -> None:
     """Print the report, or its JSON where that is asked for, and write the files."""
-    shown = report if earlier is None else earlier.compare(report)
     if str(json) == "-":
         print(report.to_json())
     else:
-        out.print(shown)
+        out.print(report.table(verbose=True) if shown is report and verbose else shown)
         if json is not None:
             json.write_text(report.to_json(), encoding="utf-8")
             say(f"wrote {json}")
@@ -153,6 +174,22 @@ def _judge(report: RedundancyReport, most: float) -> None:
     named = ", ".join(f"{layer.name} {layer.similarity:.3f}" for layer in worst)
     say(f"Similarity {report.similarity:.3f} is above {most:g}. The layers most alike: {named}.")
     raise typer.Exit(FOUND)
+
+
+def _earlier(named: list[str]) -> dict[str, RedundancyReport]:
+    """Read reports given as PATH or NAME=PATH; the only one without a name is "before"."""
+    found: dict[str, RedundancyReport] = {}
+    for text in named:
+        given = re.fullmatch(r"([\w -]+)=(.+)", text)
+        path = Path(given[2] if given else text)
+        name = given[1] if given else "before" if len(named) == 1 else path.stem
+        if name in found or name == "after":
+            raise ConvsimError(
+                f"Every report needs a name of its own, other than after; got {name!r} again. "
+                "Name them with --before NAME=PATH."
+            )
+        found[name] = _read(path)
+    return found
 
 
 def _read(path: Path) -> RedundancyReport:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from convsim.cli.console import say
+from convsim.errors import ConvsimError, did_you_mean
 from convsim.lab import models
 from convsim.lab.arithmetic import Precision, choose_precision
 from convsim.lab.runs import Optimizer, Recipe, Schedule
 
 DATA = (
-    "digits, cifar10, cifar100, mnist, fashion-mnist, or the path of images: a folder "
-    "({train,test}/CLASS/*.jpg or CLASS/*.jpg), a tar of one, WebDataset shards "
+    "digits, photographs, cifar10, cifar100, mnist, fashion-mnist, or the path of images: "
+    "a folder ({train,test}/CLASS/*.jpg or CLASS/*.jpg), a tar of one, WebDataset shards "
     "('shards/*-{00..31}.tar'), or what Hugging Face's save_to_disk wrote."
 )
 ANY_DATA = f"{DATA} Any folder of photographs will do."
@@ -83,6 +86,40 @@ RECIPE: dict[str, Any] = {
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
 
 
+def _take_options(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Take what a file says for the options that the command line leaves out."""
+    if path is None:
+        return None
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConvsimError(f"{path} is not TOML ({error}). Write lines such as epochs = 5.") from (
+            error
+        )
+    names = {text.lstrip("-"): one for one in ctx.command.params for text in one.opts}
+    known = {name for name in names if name not in ("config", "help", "h")}
+    for key in said:
+        if key not in known:
+            raise ConvsimError(
+                f"{path} has {key!r}, which is no option of {ctx.info_name}."
+                f"{did_you_mean(key, known)} convsim {ctx.info_name} --help lists them."
+            )
+    ctx.default_map = {
+        str(names[key].name): [value] if names[key].multiple and isinstance(value, str) else value
+        for key, value in said.items()
+    }
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", dir_okay=False, exists=True, is_eager=True, callback=_take_options,
+        help="Options from a TOML file, such as epochs = 5; those given here come first.",
+    ),
+]  # fmt: skip
+
+
 def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
     """Return the precision that is asked for; of auto the fastest here, and say so."""
     if asked != "auto":
@@ -97,6 +134,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     default = Recipe()
 
     def run(**given: Any) -> None:
+        del given["config"]
         given["precision"] = chosen_precision(given["precision"])
         recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
         command(recipe=recipe, **given)
@@ -113,6 +151,10 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         )
         for name, option in RECIPE.items()
     ]
+    config = inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config
+    )
+    options = [config, *options]
     run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
     run.__doc__ = command.__doc__

@@ -32,10 +32,17 @@ class RedundancyImportance:
     The network is surveyed at the first call, and anew when it has been pruned since.
 
     Example:
-        >>> importance = RedundancyImportance(model, images)  # doctest: +SKIP
+        >>> import torch_pruning
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> images = torch.randn(32, 3, 16, 16)
+        >>> importance = RedundancyImportance(model, [images])
         >>> pruner = torch_pruning.pruner.BasePruner(
-        ...     model, example, importance=importance, pruning_ratio=0.5
-        ... )  # doctest: +SKIP
+        ...     model, images[:2], importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> pruner.step()
+        >>> model[0].out_channels
+        4
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Batch], *, positions: int = 32) -> None:

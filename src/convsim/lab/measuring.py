@@ -12,7 +12,7 @@ from convsim.errors import ConvsimError
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.loading import prepared
 from convsim.lab.preprocessing import Preprocessing, Standardised
-from convsim.redundancy import measure
+from convsim.redundancy import Place, measure
 from convsim.report import RedundancyReport
 
 
@@ -27,6 +27,7 @@ def measure_on(
     modules: Sequence[str] | None = None,
     examples: int = 3,
     autocorrelation: bool = False,
+    place: Place = "convolution",
     progress: Callable[[int], None] = lambda done: None,
 ) -> RedundancyReport:
     """Measure a model on the test images, on an accelerator if there is one.
@@ -42,6 +43,7 @@ def measure_on(
         modules: As in `convsim.measure`.
         examples: As in `convsim.measure`.
         autocorrelation: As in `convsim.measure`.
+        place: As in `convsim.measure`.
         progress: Called with the number of images done.
 
     Raises:
@@ -72,6 +74,7 @@ def measure_on(
             modules=modules,
             examples=examples,
             autocorrelation=autocorrelation,
+            place=place,
         )
         return replace(report, data=f"{data.name}, test images, {preprocessing.said}")
     except ConvsimError:

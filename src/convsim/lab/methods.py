@@ -78,8 +78,9 @@ def parse_method(text: str) -> Method:
     name, _, numbers = whole.partition("@")
     if name not in METHODS:
         raise ConvsimError(
-            f"Unknown method {name!r}.{did_you_mean(name, METHODS)} The methods are "
-            f"{', '.join(METHODS)}."
+            f"Unknown method {name!r}.{did_you_mean(name, METHODS)} A method is none, a preset "
+            f"({', '.join(list(PRESETS)[:3])}, …), PRESET-init or PRESET-both; the presets are "
+            "listed in docs/reference/penalties.md."
         )
     method = METHODS[name]
     if (numbers or colon) and method.regularizer is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from convsim.errors import ConvsimError
 from convsim.lab.arithmetic import Precision
 from convsim.lab.datasets import ImageData
+from convsim.lab.datasets.archive import sha256
 from convsim.lab.methods import Method
 from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
@@ -72,6 +74,24 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Which weights a run starts from; drawn with its seed if none are named.
+
+    Attributes:
+        weights: A file that `convsim.lab.weights.load_weights` reads.
+        pretrained: Whether to take those that the model's library publishes.
+    """
+
+    weights: Path | None = None
+    pretrained: bool = False
+
+    def configuration(self) -> Record:
+        """Return what decides the result: the file by its content."""
+        named: Record = {} if self.weights is None else {"weights": sha256(self.weights)}
+        return named | ({"pretrained": True} if self.pretrained else {})
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that decides a run's result.
 
@@ -81,6 +101,7 @@ class Run:
         recipe: The recipe.
         data: The data; what its `test_images` are is looked at once, at the end.
         test: Whether to look at them at all; tuning does not.
+        start: The weights that training starts from.
     """
 
     method: Method
@@ -88,6 +109,7 @@ class Run:
     recipe: Recipe
     data: ImageData = field(repr=False)
     test: bool = True
+    start: Start = Start()
 
     def configuration(self) -> Record:
         """Return what decides the result, as JSON."""
@@ -101,6 +123,7 @@ class Run:
         for name in ("augment", "precision"):  # records from before such choices keep their names
             if recipe[name] == getattr(Recipe, name):
                 del recipe[name]
+        start = self.start.configuration()
         method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
         if method["falls"] is None:
             del method["falls"]
@@ -110,6 +133,7 @@ class Run:
             "recipe": recipe,
             "data": data,
             "looks_at_test": self.test,
+            **({"start": start} if start else {}),
         }
 
     @property

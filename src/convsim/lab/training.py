@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import Sampler
 
@@ -32,10 +33,12 @@ from convsim.lab.classifier import Classifier, accuracy
 from convsim.lab.doubts import warn_of_plain_relu
 from convsim.lab.files import locked
 from convsim.lab.loading import Draw, in_order, labelled_batches
+from convsim.lab.loggers import LoggerName, log_results, make_logger
 from convsim.lab.models import build_model
 from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record
 from convsim.lab.runs import Run
+from convsim.lab.weights import load_weights
 from convsim.redundancy import measure
 
 
@@ -65,7 +68,12 @@ class _ShuffledBatches(Sampler[Draw]):
 
 
 def train(
-    run: Run, folder: Path | None = None, progress: Progress | None = None
+    run: Run,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    device: str = "auto",
+    loggers: Sequence[LoggerName] = (),
 ) -> tuple[nn.Module, Record]:
     """Train one network, resuming from the folder's checkpoint if there is one.
 
@@ -76,6 +84,8 @@ def train(
         folder: Where to keep a checkpoint, made before the first epoch and after every one; none is
             kept if None.
         progress: Called after every epoch.
+        device: "cpu", "cuda", "mps", or "auto": an accelerator if there is one.
+        loggers: Where scores go after every epoch, and the similarity of every layer at the end.
 
     Returns:
         The trained model, in ``eval()`` mode, and the run's record: its configuration, results,
@@ -87,12 +97,19 @@ def train(
         NonFiniteError: If the loss stops being finite; the last good checkpoint stays.
         WriteError: If the folder cannot be written; the last checkpoint stays.
     """
+    if loggers and folder is None:
+        raise ConvsimError("Loggers need a folder to write to; got none.")
+    to = [make_logger(name, folder) for name in loggers if folder is not None]
     with nullcontext() if folder is None or processes().rank else locked(folder):
-        return _train(run, None if folder is None else folder / "last.ckpt", progress)
+        return _train(run, None if folder is None else folder / "last.ckpt", progress, device, to)
 
 
 def _train(
-    run: Run, checkpoint: Path | None, progress: Progress | None
+    run: Run,
+    checkpoint: Path | None,
+    progress: Progress | None,
+    device: str,
+    loggers: Sequence[Logger],
 ) -> tuple[nn.Module, Record]:
     recipe, method, ours = run.recipe, run.method, processes()
     split = run.data.hold_out(recipe.validation, seed=0)
@@ -104,8 +121,11 @@ def _train(
     channels = run.data.train_images.shape[1]
     model = build_model(
         recipe.model, classes=len(run.data.classes), channels=channels,
+        pretrained=run.start.pretrained,
         **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
+    if run.start.weights is not None and not resumed:
+        load_weights(model, run.start.weights)
     bookkeeping = Bookkeeping(run, checkpoint, progress, resumed)
     if method.initialization is not None and not resumed:
         started = time.perf_counter()
@@ -127,10 +147,11 @@ def _train(
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     with _as_a_library():
         trainer = Trainer(
-            max_epochs=recipe.epochs, callbacks=callbacks, accelerator="auto",
+            max_epochs=recipe.epochs, callbacks=callbacks, accelerator=device,
             precision=ARITHMETIC[recipe.precision].lightning,
             devices=ours.on_node, num_nodes=ours.count // ours.on_node,
-            use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+            use_distributed_sampler=False, logger=list(loggers) or False,
+            log_every_n_steps=1, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
             plugins=[WholeCheckpoints()],
         )  # fmt: skip
@@ -150,8 +171,10 @@ def _train(
             raise damaged(checkpoint, error) from error
     classifier.eval()
 
+    result = _result(run, classifier, bookkeeping)
+    log_results(loggers, result, trainer.global_step)
     record = {
-        **run.record(_result(run, classifier, bookkeeping)),
+        **run.record(result),
         "effective": _effective(trainer, classifier, callbacks) | bookkeeping.computed,
         "preprocessing": classifier.preprocessing().to_json(),
         "classes": len(run.data.classes),

@@ -2,5 +2,6 @@
 
 from convsim.batches import Batch, Forward
 from convsim.redundancy.measure import measure
+from convsim.redundancy.probes import Place
 
-__all__ = ["Batch", "Forward", "measure"]
+__all__ = ["Batch", "Forward", "Place", "measure"]

@@ -58,11 +58,11 @@ class LayerExamples:
 
     def __init__(self, bank: KernelBank | None, images: ExampleImages) -> None:
         self._bank, self._images = bank, images
-        self._batch = 0
+        self._batch = self._read = 0
         self._maps: list[Tensor] = []
         self._certificates: list[Tensor] = []
 
-    def add(self, inputs: Sequence[Any], maps_NMx: Tensor) -> None:
+    def add(self, maps_NMx: Tensor) -> None:
         """Look at what a layer made of a batch, the first time that it runs on it."""
         count = self._images.taken
         if not count or self._batch == self._images.batch:
@@ -70,6 +70,13 @@ class LayerExamples:
         self._batch = self._images.batch
         if len(maps_NMx) == self._images.size:  # else none is known to be an image's
             self._maps.append(map_pictures(maps_NMx[:count]))
+
+    def read(self, inputs: Sequence[Any]) -> None:
+        """Look at what a layer reads of a batch, the first time that it runs on it."""
+        count = self._images.taken
+        if not count or self._read == self._images.batch:
+            return
+        self._read = self._images.batch
         if self._bank is not None and inputs and _reads(self._bank, inputs[0]):
             self._certificates += _certificates(self._bank, inputs[0][:count])
 

@@ -20,8 +20,11 @@ from convsim.report.layer_redundancy import HISTOGRAM_BINS, LayerRedundancy
 class LayerMeasurement:
     """What is measured of one layer: `add` each output, then take the `summary`."""
 
-    def __init__(self, probe: Probe, images: ExampleImages, *, autocorrelation: bool) -> None:
+    def __init__(
+        self, probe: Probe, images: ExampleImages, *, autocorrelation: bool, pooled: bool
+    ) -> None:
         self.probe = probe
+        self._pooled = pooled
         self._statistics: PairStatistics | None = None
         self._examples = LayerExamples(probe.bank, images)
         self._autocorrelation: InputAutocorrelation | None = None
@@ -33,29 +36,33 @@ class LayerMeasurement:
         """Whether the layer put anything out."""
         return self._statistics is not None
 
-    def add(self, inputs: Sequence[Any], maps: Tensor) -> None:
-        """Add what the layer made of a batch.
+    def convolve(self, inputs: Sequence[Any], maps: Tensor) -> None:
+        """Look at what the layer reads of a batch; `maps` are what leaves its convolution."""
+        if self._autocorrelation is not None:
+            self._autocorrelation.add(inputs[0], maps[0, 0].numel())
+        self._examples.read(inputs)
+
+    def add(self, maps: Tensor) -> None:
+        """Add the layer's maps on a batch.
 
         Raises:
             ConvsimError: If it had another number of maps before.
             NonFiniteError: If a map holds NaN or infinity.
         """
         if self._statistics is None:
-            self._statistics = PairStatistics(maps.shape[1], maps.device)
+            self._statistics = PairStatistics(maps.shape[1], maps.device, pooled=self._pooled)
         known = len(self._statistics.live)
         if known != maps.shape[1]:
             raise ConvsimError(
                 f"Module {self.probe.name!r} put out {known} maps and then {maps.shape[1]}: it is "
                 "used in several places. Choose modules that are used in one."
             )
-        if self._autocorrelation is not None:
-            self._autocorrelation.add(inputs[0], maps[0, 0].numel())
         if not self._statistics.add(maps.flatten(2)):
             raise NonFiniteError(
                 f"Layer {self.probe.name!r} put out a feature map with NaN or infinite values. "
                 "Check the inputs and the weights before it."
             )
-        self._examples.add(inputs, maps)
+        self._examples.add(maps)
 
     def summary(self) -> LayerRedundancy:
         """Put together what was measured, and what the kernels say."""
@@ -64,7 +71,8 @@ class LayerMeasurement:
         matrix = statistics.absolute_cosine()
         pairs = matrix[torch.ones_like(matrix).triu(1).bool()]
         pairs = pairs[~pairs.isnan()]
-        worst = worst_pairs(matrix, bank)
+        signed = statistics.signed_cosine()
+        worst = worst_pairs(matrix, signed, bank)
         return LayerRedundancy(
             name=self.probe.name,
             kind=type(self.probe.module).__name__,
@@ -72,7 +80,7 @@ class LayerMeasurement:
             pixels=statistics.pixels,
             similarity=float(pairs.mean()),
             correlation=statistics.correlation(),
-            effective_rank=effective_rank(statistics.signed_cosine()),
+            effective_rank=effective_rank(signed),
             dead=int((~statistics.live).sum()),
             histogram=tuple(int(n) for n in torch.histc(pairs, HISTOGRAM_BINS, 0, 1).tolist()),
             worst=worst,
@@ -86,4 +94,6 @@ class LayerMeasurement:
                 None if self._autocorrelation is None else self._autocorrelation.mean(),
             ),
             pictures=self._examples.pictures(worst),
+            pooled=statistics.pooled_cosine(),
+            rms=statistics.root_mean_square(),
         )

@@ -19,7 +19,7 @@ _WORST = 8
 _RANKED_PAIRS = 2**17
 
 
-def worst_pairs(matrix: Tensor, bank: KernelBank | None) -> tuple[MapPair, ...]:
+def worst_pairs(matrix: Tensor, signed: Tensor, bank: KernelBank | None) -> tuple[MapPair, ...]:
     """Find the pairs most alike, with what their kernels say."""
     maps = len(matrix)
     hidden = torch.ones_like(matrix).tril().bool() | matrix.isnan()
@@ -28,7 +28,7 @@ def worst_pairs(matrix: Tensor, bank: KernelBank | None) -> tuple[MapPair, ...]:
     pairs = []
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
         i, j = divmod(place, maps)
-        pairs.append(MapPair(i, j, value, *_kernel_values(bank, i, j)))
+        pairs.append(MapPair(i, j, value, *_kernel_values(bank, i, j), float(signed[i, j])))
     return tuple(pairs)
 
 

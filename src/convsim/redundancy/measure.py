@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import get_args
 
 from torch import Tensor, nn
 
@@ -13,19 +15,23 @@ from convsim.kernels import LayerFilter
 from convsim.redundancy.evaluation import evaluating
 from convsim.redundancy.examples import ExampleImages
 from convsim.redundancy.layer_measurement import LayerMeasurement
-from convsim.redundancy.probes import device_of, probes, watching
+from convsim.redundancy.noise import noise
+from convsim.redundancy.probes import Place, device_of, probes, watching
 from convsim.report.redundancy_report import RedundancyReport
+from convsim.report.verdict import NOISE
 
 
 def measure(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | None = None,
     *,
+    input_size: Sequence[int] | None = None,
     layers: LayerFilter | Iterable[LayerFilter] | None = None,
     modules: LayerFilter | Iterable[LayerFilter] | None = None,
     examples: int = 3,
     autocorrelation: bool = False,
     forward: Forward = run,
+    place: Place = "convolution",
 ) -> RedundancyReport:
     """Measure how alike a model's feature maps are on real inputs, and what its kernels say of it.
 
@@ -42,6 +48,9 @@ def measure(
         batches: Batches of inputs (N, …), sequences that start with them, as a DataLoader gives, or
             mappings, of which the entries that the model's ``forward`` has names for are passed by
             name, or else "pixel_values" alone. Copied to the device of the model's first parameter.
+        input_size: Instead of batches, the shape of one input, (C, H, W) for images: then 32 inputs
+            of standard normal noise are measured, always the same, and the report says so. A first
+            look that needs no data; maps of real inputs are more alike.
         layers: Which convolutions, as in `convsim.conv_layers`, also those that share a weight:
             their outputs, before normalization and activation. By default all that the forward pass
             reaches, with a warning of others.
@@ -54,15 +63,19 @@ def measure(
         forward: How to run the model on a batch of another kind, such as
             ``lambda model, batch: model(batch["left"], batch["right"])``. The batch's first tensor
             of three axes or more counts as its images.
+        place: Where maps are compared: "convolution", as they leave their convolution, before
+            normalization and activation; or "reading", as the next layer reads them: after the
+            normalization and activation that follow, before any sum, concatenation or pooling. Only
+            there do twins tell what can be dropped (`LayerRedundancy.twins`).
 
     Returns:
         The report. Sums are kept in float64, so neither the split into batches nor the order
         matters; outputs of half precision are taken as float32, of float64 as they are.
 
     Raises:
-        ConvsimError: If there is no batch, the model cannot be run on one, a chosen module is never
-            reached, or an output is no tensor (N, maps, …) of real floating point with as many maps
-            each time.
+        ConvsimError: If there is no batch, or both batches and a size, or the size is none; if the
+            model cannot be run on one, a chosen module is never reached, or an output is no
+            tensor (N, maps, …) of real floating point with as many maps each time.
         NonFiniteError: If a feature map holds NaN or infinity; names the layer.
 
     Cost: the forward passes, and M²·P/2 multiplications for each image and layer; then M³ by layer
@@ -80,32 +93,53 @@ def measure(
         >>> 0 < report.similarity < 1
         True
     """
+    data = ""
+    if input_size is not None:
+        if batches is not None:
+            raise ConvsimError("measure() takes batches or input_size=…, not both.")
+        batches, data = noise(input_size), f"{NOISE} of shape {tuple(input_size)}"
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ConvsimError(
-            "measure() takes an iterable of batches, such as [images]; got "
-            f"{type(batches).__name__}."
+            "measure() takes an iterable of batches, such as [images], or for a first look on "
+            f"noise input_size=(3, 32, 32); got {type(batches).__name__}."
         )
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
+    if place not in get_args(Place):
+        raise ConvsimError(f"place is {' or '.join(map(repr, get_args(Place)))}; got {place!r}.")
+    if place == "reading" and modules is not None:
+        raise ConvsimError(
+            "modules=… are measured by what they put out: leave place out, or give layers=…."
+        )
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which would hide the names
     shown, count = ExampleImages(examples), 0
     with evaluating(model):
         measured = [
-            LayerMeasurement(probe, shown, autocorrelation=autocorrelation)
+            LayerMeasurement(
+                probe, shown, autocorrelation=autocorrelation, pooled=place == "reading"
+            )
             for probe in probes(model, layers, modules)
         ]
-        with watching({layer.probe: layer.add for layer in measured}):
+        looks = {layer.probe: layer for layer in measured}
+        with watching(model, looks, place) as finish:
             for batch in batches:
                 own = copied(batch, device_of(model))
                 size, images = images_of(own)
                 shown.take(size, images)
                 forward(model, own)
+                finish()
                 count += size
         if not count:
             raise ConvsimError("measure() needs at least one batch of inputs; got none.")
         _report_unreached(measured, forgive=layers is None and modules is None)
         summaries = tuple(layer.summary() for layer in measured if layer.reached)
-    return RedundancyReport(type(model).__name__, count, summaries, shown.pictures())
+    return RedundancyReport(
+        type(model).__name__, count, summaries, shown.pictures(), data, place=place, when=_now()
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _report_unreached(layers: Iterable[LayerMeasurement], *, forgive: bool) -> None:

@@ -31,11 +31,17 @@ class PairStatistics:
         pixels: The most pixels a map had.
         live: (M,) bool, whether a map was other than zero on any image.
 
-    Cost: M²·P/2 multiplications by image. Memory: 2 M² numbers in float64.
+    Args:
+        maps: M.
+        device: Where the maps lie.
+        pooled: Whether also to sum their products over all images, as one long vector.
+
+    Cost: M²·P/2 multiplications by image. Memory: 2 M² numbers in float64, with `pooled` 3 M².
     """
 
-    def __init__(self, maps: int, device: torch.device) -> None:
+    def __init__(self, maps: int, device: torch.device, *, pooled: bool = False) -> None:
         self.pixels = 0
+        self._pools = pooled
         self.live = torch.zeros(maps, dtype=torch.bool, device=device)
         self._restart()
 
@@ -48,6 +54,7 @@ class PairStatistics:
         self._absolute_MM = torch.zeros(maps, maps, dtype=exact, device=device)
         self._signed_MM = torch.zeros_like(self._absolute_MM)
         self._correlation = torch.zeros((), dtype=exact, device=device)
+        self._pooled_MM = torch.zeros_like(self._absolute_MM) if self._pools else None
 
     def add(self, maps_NMP: Tensor) -> bool:
         """Add images, all of them or none.
@@ -97,6 +104,8 @@ class PairStatistics:
         alpha_NM1 = varying_NM1.sqrt() / norm_NM1
         beta_NM1 = mean_NM1.sign() * constant_NM1.sqrt() / norm_NM1
 
+        # Zero where a map is: its cosines are 0 already.
+        size_NM1 = norm_NM1.to(self._absolute_MM) * scale_NM1.to(self._absolute_MM)
         starts = range(0, unit_NMP.shape[1], _BLOCK)
         blocks = [slice(start, start + _BLOCK) for start in starts]
         for n, rows in enumerate(blocks):
@@ -106,6 +115,11 @@ class PairStatistics:
                 cosine_Nab = (correlation_Nab * alpha_NM1[:, rows]).mul_(alpha_NM1[:, columns].mT)
                 cosine_Nab.addcmul_(beta_NM1[:, rows], beta_NM1[:, columns].mT)
                 self._signed_MM[rows, columns] += cosine_Nab.sum(0)
+                if self._pooled_MM is not None:
+                    products_Nab = cosine_Nab.to(size_NM1) * size_NM1[:, rows]
+                    self._pooled_MM[rows, columns] += (products_Nab * size_NM1[:, columns].mT).sum(
+                        0
+                    )
                 self._absolute_MM[rows, columns] += cosine_Nab.abs_().sum(0)
                 if same:
                     correlation_Nab.diagonal(dim1=1, dim2=2).zero_()
@@ -123,6 +137,26 @@ class PairStatistics:
     def signed_cosine(self) -> Tensor:
         """Return the mean over images of the cosine: the Gram matrix of the unit maps."""
         return self._mean(self._signed_MM)
+
+    def pooled_cosine(self) -> Tensor | None:
+        """Return ⟨F_i, F_j⟩ / (‖F_i‖‖F_j‖), each map one vector over all pixels and images.
+
+        (M, M), float32, on the CPU, NaN as in `absolute_cosine`; None unless it is summed.
+        """
+        if self._pooled_MM is None:
+            return None
+        gram_MM = self._mean(self._pooled_MM)
+        norm_M = gram_MM.diagonal().clamp_min(0).sqrt()
+        norm_M = torch.where(norm_M > 0, norm_M, 1)
+        undefined_MM = self.absolute_cosine().isnan()
+        cosine_MM = (gram_MM / norm_M / norm_M.unsqueeze(1)).clamp(-1, 1)
+        return cosine_MM.masked_fill(undefined_MM, math.nan).float()
+
+    def root_mean_square(self) -> Tensor | None:
+        """Return each map's root mean square norm over images: (M,) float32; None likewise."""
+        if self._pooled_MM is None:
+            return None
+        return self._mean(self._pooled_MM).diagonal().clamp_min(0).sqrt().float()
 
     def correlation(self) -> float:
         """Return the mean over images and pairs of the absolute correlation, NaN without pairs."""

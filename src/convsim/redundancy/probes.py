@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from convsim.kernels import (
 from convsim.kernels.computed_weight import CONVOLUTION_CALLS
 from convsim.kernels.sharding import is_sharded
 from convsim.precision import at_least_float32, full_precision
+from convsim.redundancy.following import Follower, is_followed
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,18 @@ class Probe:
         return weight.shape == own.shape and torch.equal(at_least_float32(weight), own)
 
 
-Look = Callable[[tuple[Any, ...], Tensor], None]
-"""Called with a module's inputs, and the feature maps (N, maps, …) that it made of them."""
+Place = Literal["convolution", "reading"]
+"""Where maps are looked at: as they leave their convolution, or where the next layer reads them."""
+
+
+class Look(Protocol):
+    """What is done with a layer's feature maps (N, maps, …)."""
+
+    def convolve(self, inputs: tuple[Any, ...], maps: Tensor) -> None:
+        """Look at the layer's inputs and at what it made of them."""
+
+    def add(self, maps: Tensor) -> None:
+        """Look at the maps, at the place that was asked for."""
 
 
 def probes(
@@ -99,14 +110,20 @@ def device_of(model: nn.Module) -> torch.device | None:
 
 
 @contextmanager
-def watching(looks: Mapping[Probe, Look]) -> Iterator[None]:
+def watching(
+    model: nn.Module, looks: Mapping[Probe, Look], place: Place = "convolution"
+) -> Iterator[Callable[[], None]]:
     """Call a look for each time that its probe's module runs.
 
-    A layer's maps are looked at as they leave its convolution: what its module's own forward goes
-    on to do with them (a normalization, an activation in place, a tuple around them) comes too
-    late. A module that calls no torch convolution with its weight counts by what it puts out.
+    At "convolution", a layer's maps are looked at as they leave its convolution: what its module's
+    own forward goes on to do with them (a normalization, an activation in place, a tuple around
+    them) comes too late. A module that calls no torch convolution with its weight counts by what it
+    puts out. At "reading" they are followed through normalization and activation.
+
+    Yields:
+        What is to be called when a forward pass is over.
     """
-    watch = _Watch(looks)
+    watch = _Watch(looks, place)
     with ExitStack() as stack:
         for probe in looks:
             module = probe.module
@@ -117,8 +134,15 @@ def watching(looks: Mapping[Probe, Look]) -> Iterator[None]:
                 ),
             ):
                 stack.callback(handle.remove)
+        for module in model.modules() if place == "reading" else ():
+            if is_followed(module):
+                for handle in (
+                    module.register_forward_pre_hook(watch.enter, with_kwargs=True),
+                    module.register_forward_hook(watch.leave),
+                ):
+                    stack.callback(handle.remove)
         stack.enter_context(watch)
-        yield
+        yield watch.finish
 
 
 @dataclass(eq=False)
@@ -135,15 +159,26 @@ class _Running(threading.local):
 
     def __init__(self) -> None:
         self.stack: list[_Run] = []
+        self.follower = Follower()
 
 
 class _Watch(TorchFunctionMode):
     """Sees the modules of probes begin and end, and the convolutions in between."""
 
-    def __init__(self, looks: Mapping[Probe, Look]) -> None:
+    def __init__(self, looks: Mapping[Probe, Look], place: Place) -> None:
         super().__init__()
-        self._looks = looks
+        self._looks, self._place = looks, place
         self._running = _Running()
+
+    def finish(self) -> None:
+        """Look at what no layer has read."""
+        self._running.follower.finish()
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        self._running.follower.enter(module, (*args, *kwargs.values()))
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.follower.leave(module, output)
 
     def begin(self, probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._running.stack.append(_Run(probe, (*args, *kwargs.values())))
@@ -161,7 +196,7 @@ class _Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
+        output = self._running.follower.call(func, args, kwargs)
         if func in CONVOLUTION_CALLS and self._running.stack:
             run = self._running.stack[-1]
             weight = kwargs["weight"] if "weight" in kwargs else args[1]
@@ -181,8 +216,17 @@ class _Watch(TorchFunctionMode):
                 f"{shape}; feature maps (N, maps, …) of real floating point can be measured. Pass "
                 "inputs in batches, or leave the module out."
             )
+        look = self._looks[probe]
         with full_precision(output):
-            self._looks[probe](run.inputs, output.detach())
+            look.convolve(run.inputs, output.detach())
+        if self._place == "convolution":
+            self._add(look, output)
+        else:
+            self._running.follower.start(output, partial(self._add, look))
+
+    def _add(self, look: Look, maps: Tensor) -> None:
+        with full_precision(maps):
+            look.add(maps.detach())
 
 
 def _kind(output: Any) -> str:

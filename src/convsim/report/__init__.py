@@ -1,7 +1,13 @@
 """A redundancy report, and what can be made of it: table, JSON, figures, one HTML page."""
 
 from convsim.report.comparison import RedundancyComparison
-from convsim.report.layer_redundancy import KernelRedundancy, LayerRedundancy, MapPair, Pictures
+from convsim.report.layer_redundancy import (
+    KernelRedundancy,
+    LayerRedundancy,
+    MapPair,
+    Pictures,
+    Twins,
+)
 from convsim.report.model_redundancy import ModelRedundancy, RankCorrelation
 from convsim.report.redundancy_report import RedundancyReport
 
@@ -14,4 +20,5 @@ __all__ = [
     "RankCorrelation",
     "RedundancyComparison",
     "RedundancyReport",
+    "Twins",
 ]

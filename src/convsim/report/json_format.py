@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ def to_json(report: ModelRedundancy) -> str:
         "images": report.images,
         "data": report.data,
         "weights": report.weights,
+        "place": report.place,
+        "when": report.when,
         "similarity": _number(report.similarity),
         "correlation": _number(report.correlation),
         "rank_correlations": {
@@ -99,6 +102,8 @@ def _layer_to_json(layer: LayerRedundancy) -> Object:
             {name: _number(value) for name, value in vars(pair).items()} for pair in layer.worst
         ],
         "matrix": _triangle_to_json(layer.matrix),
+        "pooled": None if layer.pooled is None else _triangle_to_json(layer.pooled),
+        "rms": None if layer.rms is None else _tensor_to_json(layer.rms),
         "kernels": None if kernels is None else {
             "groups": kernels.groups,
             **{name: _number(getattr(kernels, name)) for name in _KERNEL_NUMBERS},
@@ -116,6 +121,7 @@ def _layer_to_json(layer: LayerRedundancy) -> Object:
 
 
 _PAIR_NUMBERS = ("similarity", "kernel_cosine", "convolutional_similarity")
+_LATER_PAIR_NUMBERS = ("cosine",)  # which reports of convsim 0.1 lack
 _KERNEL_NUMBERS = (
     "mean_cosine", "mean_similarity", "cosine_rank_correlation", "similarity_rank_correlation",
     "bound", "bounded",
@@ -160,6 +166,8 @@ class _Reader:
             # Reports of convsim 0.1 do not say.
             data=_text(content.get("data", "")),
             weights=_text(content.get("weights", "")),
+            place=_text(content.get("place", "convolution")),
+            when=_text(content.get("when", "")),
         )
 
     def layer(self, content: Object) -> LayerRedundancy:
@@ -181,6 +189,8 @@ class _Reader:
             histogram=histogram,
             worst=worst,
             matrix=self.triangle(content["matrix"], filters),
+            pooled=self._if_any(content, "pooled", lambda x: self.triangle(x, filters)),
+            rms=self._if_any(content, "rms", lambda x: self.tensor(x, torch.float32, (filters,))),
             kernels=None if kernels is None else self.kernels(kernels, filters),
             pictures=None if pictures is None else Pictures(
                 self.tensor(pictures["maps"], torch.uint8, (None, len(worst), 2, None, None)),
@@ -201,6 +211,10 @@ class _Reader:
             if energy is None
             else {name: _float(energy[name]) for name in INPUT_CLASSES},
         )
+
+    @staticmethod
+    def _if_any(content: Object, name: str, read: Callable[[Object], Tensor]) -> Tensor | None:
+        return None if content.get(name) is None else read(content[name])
 
     def triangle(self, content: Object, size: int) -> Tensor:
         self.take(4 * size**2)
@@ -245,7 +259,9 @@ def _pair(content: Object, filters: int) -> MapPair:
     first, second = _count(content["first"]), _count(content["second"])
     if not first < second < filters:
         raise ValueError(f"a pair {first}, {second} of {filters} filters")
-    return MapPair(first, second, *(_float(content[name]) for name in _PAIR_NUMBERS))
+    numbers = [_float(content[name]) for name in _PAIR_NUMBERS]
+    numbers += [_float(content.get(name)) for name in _LATER_PAIR_NUMBERS]
+    return MapPair(first, second, *numbers)
 
 
 def _float(value: Any) -> float:

@@ -25,6 +25,8 @@ class MapPair:
         similarity: Their mean absolute cosine.
         kernel_cosine: Absolute cosine of the two filters; NaN if they do not share their input.
         convolutional_similarity: Of the two filters, crossed and unit; NaN likewise.
+        cosine: The mean cosine of the maps with its sign: negative for maps that are each other's
+            negative. NaN in reports of convsim 0.1.
     """
 
     first: int
@@ -32,6 +34,27 @@ class MapPair:
     similarity: float
     kernel_cosine: float = math.nan
     convolutional_similarity: float = math.nan
+    cosine: float = math.nan
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two maps, of which the layers that read them can do without one.
+
+    Attributes:
+        kept: Index of the map that stays.
+        dropped: Index of the map that can go, once what reads it has its weights, times `factor`,
+            added to those of the other.
+        factor: What the kept map is multiplied by to come nearest to the dropped one, over all
+            pixels and images; negative for negatives.
+        lost: The share of the dropped map's energy that is lost then, 1 − cosine²: 0 for maps that
+            are multiples of each other on all images.
+    """
+
+    kept: int
+    dropped: int
+    factor: float
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,10 @@ class LayerRedundancy:
             the next two.
         kernels: What the kernels say; None for a module that is no convolution.
         pictures: The worst pairs to look at; None if no example image was kept.
+        pooled: (filters, filters) float32, the cosine with its sign of every two maps, each one
+            vector over all pixels and images; NaN where undefined. None unless maps were compared
+            where the next layer reads them.
+        rms: (filters,) float32, each map's root mean square norm over images; None likewise.
     """
 
     name: str
@@ -136,6 +163,8 @@ class LayerRedundancy:
     matrix: Tensor = field(repr=False, compare=False)
     kernels: KernelRedundancy | None = field(repr=False, compare=False)
     pictures: Pictures | None = field(repr=False, compare=False)
+    pooled: Tensor | None = field(default=None, repr=False, compare=False)
+    rms: Tensor | None = field(default=None, repr=False, compare=False)
 
     def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
         """List the pairs of maps whose mean absolute cosine is at least `threshold`.
@@ -151,3 +180,35 @@ class LayerRedundancy:
         above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
         pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
         return sorted(pairs, key=lambda pair: -pair[2])
+
+    def twins(self, threshold: float = 0.95) -> list[Twins]:
+        """List the pairs of maps that can be folded into one: multiples of each other.
+
+        Unlike `duplicates`, whose pairs are alike image by image, whatever becomes of them: twins
+        have one factor for all images, and its sign, where the next layer reads them, so that its
+        weights can make up for the one that is dropped.
+
+        Args:
+            threshold: The least absolute cosine of the two maps over all pixels and images.
+
+        Returns:
+            The weaker map of each pair as the one dropped, the most alike first.
+
+        Raises:
+            ConvsimError: If the threshold is outside [0, 1], or maps were compared elsewhere.
+        """
+        if not 0 <= threshold <= 1:
+            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+        if self.pooled is None or self.rms is None:
+            raise ConvsimError(
+                f"Twins are maps that the next layer can do without: layer {self.name!r} was "
+                "measured before normalization and activation. Measure with place='reading'."
+            )
+        above = torch.ones_like(self.pooled).triu(1).bool() & (self.pooled.abs() >= threshold)
+        found = []
+        for i, j in above.nonzero().tolist():
+            kept, dropped = (i, j) if self.rms[i] >= self.rms[j] else (j, i)
+            cosine = float(self.pooled[i, j])
+            factor = cosine * float(self.rms[dropped] / self.rms[kept])
+            found.append(Twins(kept, dropped, factor, 1 - cosine**2))
+        return sorted(found, key=lambda pair: pair.lost)

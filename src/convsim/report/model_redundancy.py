@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,8 @@ class ModelRedundancy:
         examples: (images, 1 or 3, height, width) uint8, the images of `LayerRedundancy.pictures`.
         data: What the images are, for people, such as "digits, test images"; "" if nobody said.
         weights: Which weights the model had, likewise.
+        place: Where maps were compared: "convolution" or "reading", as in `convsim.measure`.
+        when: When it was measured, in ISO 8601; "" if that is not known.
     """
 
     model: str
@@ -46,6 +48,20 @@ class ModelRedundancy:
     examples: Tensor = field(repr=False, compare=False)
     data: str = ""
     weights: str = ""
+    place: str = "convolution"
+    when: str = field(default="", compare=False)
+
+    @property
+    def origin(self) -> str:
+        """What was measured, on what, where and when, in sentences."""
+        places = {"reading": "where the next layer reads them"}
+        said = (
+            ("Weights", self.weights),
+            ("Images", self.data),
+            ("Maps", places.get(self.place, "as they leave their convolution")),
+            ("Measured", self.when[:10]),
+        )
+        return " ".join(f"{name}: {text}." for name, text in said if text)
 
     @property
     def similarity(self) -> float:
@@ -130,10 +146,14 @@ class ModelRedundancy:
 
 
 def common_layers(
-    before: ModelRedundancy, after: ModelRedundancy
-) -> tuple[tuple[LayerRedundancy, LayerRedundancy], ...]:
-    """Pair the layers that both reports have, by name, in the order of the later."""
-    return tuple((before[layer.name], layer) for layer in after if layer.name in before)
+    reports: Sequence[ModelRedundancy],
+) -> tuple[tuple[LayerRedundancy, ...], ...]:
+    """Match the layers that all reports have, by name, in the order of the last."""
+    return tuple(
+        tuple(report[layer.name] for report in reports)
+        for layer in reports[-1]
+        if all(layer.name in report for report in reports)
+    )
 
 
 def _mean(values: Iterable[float]) -> float:

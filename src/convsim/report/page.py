@@ -1,10 +1,11 @@
-"""A report, or two, as one HTML page that needs nothing else and asks no network for anything."""
+"""A report, or several, as one HTML page that needs nothing else, and no network."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
@@ -16,6 +17,7 @@ from torch import Tensor
 from convsim.report.heat_map import binned, similarity_order
 from convsim.report.html import content_policy, source_hash
 from convsim.report.raw import tensor_bytes
+from convsim.report.verdict import alike, unrelated, verdict
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -31,28 +33,29 @@ BINS = 128
 _DIGITS = 5
 
 
-def html_page(report: ModelRedundancy, before: ModelRedundancy | None = None) -> str:
+def html_page(reports: Mapping[str, ModelRedundancy]) -> str:
     """Make the page: a summary across layers, heat maps, and the worst pairs on example images.
 
     Names reach the page as JSON and are shown as text; scripts and styles are bound by their
     hashes, and no other source is allowed.
 
     Args:
-        report: The report.
-        before: An earlier one of the same model, to be shown beside it.
+        reports: One report, or several of one model by name, in the order they are shown in.
     """
     parts = files("convsim.report") / "assets"
     script, style, body = (
         (parts / f"page.{kind}").read_text("utf-8") for kind in ("js", "css", "html")
     )
-    # One order for both reports, so that a filter is at one place in the two heat maps.
+    # The last report's order for all, so that a filter is at one place in every heat map.
     orders = {
         layer.name: similarity_order(layer.matrix)
-        for layer in (*(before.layers if before else ()), *report.layers)
+        for report in reports.values()
+        for layer in report
     }
-    title = f"Redundancy of {visible(report.model)}"
-    reports = [_report(each, orders) for each in (before, report) if each is not None]
-    data = json.dumps({"convsim": __version__, "reports": reports}, allow_nan=False)
+    last = [*reports.values()][-1]
+    title = f"Redundancy of {visible(last.model)}"
+    content = [{"label": visible(name), **_report(each, orders)} for name, each in reports.items()]
+    data = json.dumps({"convsim": __version__, "reports": content}, allow_nan=False)
     policy = content_policy(
         f"script-src '{source_hash(script)}'", f"style-src '{source_hash(style)}'"
     )
@@ -74,6 +77,9 @@ def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, 
     return {
         "model": visible(report.model),
         "images": report.images,
+        "verdict": verdict(report),
+        "origin": visible(report.origin),
+        "pairs": "twins" if report.place == "reading" else "alike",
         "silent": [visible(name) for name in report.silent],
         "similarity": _number(report.similarity),
         "ranks": [
@@ -106,7 +112,8 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
             name: _number(getattr(layer, name))
             for name in ("similarity", "correlation", "effective_rank")
         },
-        "twins": len(layer.duplicates()),
+        "twins": alike(layer),
+        "unrelated": _number(unrelated(max(1, layer.pixels))),
         "bins": len(binned(layer.matrix, bins)),
         "width": -(-len(layer.matrix) // bins),
         "order": order,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convsim.report.comparison import RedundancyComparison
 from convsim.report.figures import layer_figure, report_figure
+from convsim.report.frame import report_frame
 from convsim.report.html import save_page
 from convsim.report.json_format import from_json, to_json
 from convsim.report.model_redundancy import ModelRedundancy
 from convsim.report.page import html_page
-from convsim.report.table import report_table
+from convsim.report.table import report_grid
+from convsim.report.verdict import verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.console import Group
 
 
 class RedundancyReport(ModelRedundancy):
@@ -27,8 +29,16 @@ class RedundancyReport(ModelRedundancy):
     """
 
     def compare(self, after: ModelRedundancy) -> RedundancyComparison:
-        """Compare this report with a later one, layer by layer, by name."""
-        return RedundancyComparison(self, after)
+        """Compare this report with a later one, layer by layer, by name.
+
+        `RedundancyComparison` compares more than two, under names of their own.
+        """
+        return RedundancyComparison({"before": self, "after": after})
+
+    @property
+    def verdict(self) -> str:
+        """What to do about it, with the numbers that say so, in a few sentences."""
+        return verdict(self)
 
     def to_json(self) -> str:
         """Write the whole report as JSON, of the schema that `from_json` reads.
@@ -47,15 +57,28 @@ class RedundancyReport(ModelRedundancy):
         """
         return RedundancyReport(**vars(from_json(text)))
 
-    def table(self) -> Table:
-        """Lay the report out for the terminal, as ``rich.print`` does on its own. Needs rich."""
-        return report_table(self)
+    def table(self, *, verbose: bool = False) -> Group:
+        """Lay the report out for the terminal, as ``rich.print`` does on its own. Needs rich.
 
-    __rich__ = table
+        Args:
+            verbose: Whether also to show what the kernels alone say, which needs a wide terminal.
+        """
+        return report_grid(self, verbose=verbose).rich()
+
+    def __rich__(self) -> Group:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return report_grid(self).html()
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame with one row a layer, by name. Needs pandas."""
+        return report_frame(self)
 
     def figure(self) -> Figure:
         """Draw similarity and correlation by layer. Needs matplotlib."""
-        return report_figure(self)
+        return report_figure({"": self})
 
     def layer_figure(self, name: str) -> Figure:
         """Draw a layer's pair matrix and the distribution of its pairs. Needs matplotlib.
@@ -67,7 +90,7 @@ class RedundancyReport(ModelRedundancy):
 
     def to_html(self) -> str:
         """Make one HTML page that needs nothing else and asks no network for anything."""
-        return html_page(self)
+        return html_page({"": self})
 
     def save_html(self, path: str | Path) -> None:
         """Write `to_html` to a file, in a folder that is made where it is missing."""

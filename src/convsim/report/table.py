@@ -1,92 +1,176 @@
-"""A report as a table for the terminal."""
+"""A report as a table, for the terminal and for a notebook."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
 
 from convsim.errors import require
 from convsim.report.layer_redundancy import INPUT_CLASSES
 from convsim.report.model_redundancy import common_layers
+from convsim.report.verdict import alike, verdict
 from convsim.visible import visible
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from convsim.report.layer_redundancy import LayerRedundancy
     from convsim.report.model_redundancy import ModelRedundancy
 
 NOTE = (
-    "similarity: mean |cosine| of two feature maps of one image; correlation: the same less each "
-    "map's mean; rank: effective rank of the maps; twins: pairs with similarity of 0.95 or more; "
+    "rank: how many directions the maps use (effective rank); similarity: mean |cosine| of two "
+    "maps of one image, 1 if all are equal; shape: the same less each map's mean (correlation); "
+    "{pairs}; dead: maps that are zero on every image."
+)
+DETAILS = (
     "kernels: mean |cosine| of two filters; CS: mean Convolutional Similarity, crossed and unit; "
     "bound: the certificate's bound on |cosine|, which tells nothing from 1 on."
 )
-_HEADER = (
-    "layer", "maps", "similarity", "correlation", "rank", "dead", "twins", "kernels", "CS", "bound",
-)  # fmt: skip
+_HEAD = ("layer", "maps", "rank", "similarity", "shape", "{pairs}", "dead")
+_PAIRS = {
+    "reading": ("twins", "twins: pairs of which one can be folded into the other"),
+    "convolution": ("alike", "alike: pairs at 0.95 or more, of either sign"),
+}
+_OF_KERNELS = ("kernels", "CS", "bound")
 
 
-def report_table(report: ModelRedundancy) -> Table:
-    """Lay a report out, a row by layer."""
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is laid out: the first column to the left, numbers to the right.
+
+    Attributes:
+        title: Above it.
+        head: The columns' names.
+        rows: Cells, row by row.
+        note: Below it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str
+
+    def rich(self) -> Group:
+        """Lay it out for a terminal: names fold where it is narrow, numbers never."""
+        table, box, text, console = (
+            require(f"rich.{name}", "report") for name in ("table", "box", "text", "console")
+        )
+        made = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, name in enumerate(self.head):
+            made.add_column(
+                name, justify="right" if i else "left", overflow="fold", no_wrap=bool(i)
+            )
+        for row in self.rows:
+            made.add_row(*(text.Text(visible(cell)) for cell in row))
+        title = text.Text(visible(self.title), style="bold")
+        note = "\n".join(map(visible, self.note.splitlines()))
+        group: Group = console.Group(title, made, text.Text(note))
+        return group
+
+    def html(self) -> str:
+        """Write it as HTML, for a notebook."""
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            side = ("left", *("right",) * (len(cells) - 1))
+            return "".join(
+                f'<{tag} style="text-align:{to}">{escape(visible(cell))}</{tag}>'
+                for cell, to in zip(cells, side, strict=True)
+            )
+
+        body = "".join(f"<tr>{line('td', row)}</tr>" for row in self.rows)
+        return (
+            f"<div><b>{escape(visible(self.title))}</b><table><thead><tr>{line('th', self.head)}"
+            f"</tr></thead><tbody>{body}</tbody></table>"
+            f"<p><small>{escape(self.note)}</small></p></div>"
+        )
+
+
+def report_grid(report: ModelRedundancy, *, verbose: bool = False) -> Grid:
+    """Lay a report out, a row by layer, with what to do below it.
+
+    Args:
+        report: The report.
+        verbose: Whether also to show what the kernels alone say.
+    """
+    name, pairs = _PAIRS.get(report.place, _PAIRS["convolution"])
     title = f"{report.model}, {report.images:,} images: similarity {_text(report.similarity)}"
-    ranks = ", ".join(
-        f"{name} {_text(value.layers)} across layers, {_text(value.pairs)} across pairs"
-        for name, value in report.rank_correlations.items()
-    )
-    rows = [_row(layer) for layer in report.layers]
-    header: tuple[str, ...] = _HEADER
-    shares = [layer.kernels.energy if layer.kernels else None for layer in report.layers]
+    head: tuple[str, ...] = tuple(word.format(pairs=name) for word in _HEAD)
+    rows = [_row(layer) for layer in report]
+    notes = [verdict(report), report.origin, NOTE.format(pairs=pairs)]
+    if verbose:
+        head += _OF_KERNELS
+        rows = [row + _of_kernels(layer) for row, layer in zip(rows, report, strict=True)]
+        notes += [DETAILS, _ranks(report)]
+    shares = [layer.kernels.energy if layer.kernels else None for layer in report]
     if any(shares):  # of the inputs' autocorrelation, by class
-        header += INPUT_CLASSES
+        head += INPUT_CLASSES
         rows = [
             row + tuple(_text(share[name] if share else math.nan) for name in INPUT_CLASSES)
             for row, share in zip(rows, shares, strict=True)
         ]
-    caption = f"{NOTE}\nRank correlation with similarity: {ranks}."
     if report.silent:
         names = visible(", ".join(report.silent))
-        caption += f"\nAll maps are zero in {names}: no similarity, left out of the mean."
-    return _table(title, header, rows, caption)
+        notes.append(f"All maps are zero in {names}: no similarity, left out of the mean.")
+    return Grid(title, head, rows, "\n".join(notes))
 
 
-def comparison_table(before: ModelRedundancy, after: ModelRedundancy) -> Table:
-    """Lay two reports of one model out, a row by layer that both have."""
-    title = (
-        f"{after.model}: similarity {_text(before.similarity)} → {_text(after.similarity)} "
-        f"({_signed(after.similarity - before.similarity)})"
+def comparison_grid(reports: Mapping[str, ModelRedundancy]) -> Grid:
+    """Lay named reports out, a row by layer that all have."""
+    several = [*reports.values()]
+    title = f"{several[-1].model}: similarity " + ", ".join(
+        f"{_text(report.similarity)} {name}" for name, report in reports.items()
     )
-    header = (
-        "layer", "maps", "similarity", "", "change", "correlation", "", "rank", "", "dead", "",
+    if len(several) == 2:
+        title += f" ({_signed(several[1].similarity - several[0].similarity)})"
+    head = (
+        "layer", "maps", *(f"similarity\n{name}" for name in reports),
+        *(f"rank\n{name}" for name in reports if len(several) == 2),
     )  # fmt: skip
     rows = [
         (
-            b.name,
-            str(a.filters) if a.filters == b.filters else f"{b.filters} → {a.filters}",
-            _text(b.similarity), _text(a.similarity), _signed(a.similarity - b.similarity),
-            _text(b.correlation), _text(a.correlation),
-            f"{b.effective_rank:.1f}", f"{a.effective_rank:.1f}", str(b.dead), str(a.dead),
+            layers[0].name or "(model)",
+            " → ".join(dict.fromkeys(str(layer.filters) for layer in layers)),
+            *(_text(layer.similarity) for layer in layers),
+            *(f"{layer.effective_rank:.1f}" for layer in layers if len(several) == 2),
         )
-        for b, a in common_layers(before, after)
-    ]  # fmt: skip
-    return _table(title, header, rows, "Two columns: before and after.")
+        for layers in common_layers(several)
+    ]
+    return Grid(
+        title,
+        head,
+        rows,
+        "similarity: mean |cosine| of two maps; rank: how many directions the maps use.",
+    )
 
 
 def _row(layer: LayerRedundancy) -> tuple[str, ...]:
-    kernels = layer.kernels
-    of_kernels = (math.nan,) * 3
-    if kernels is not None:
-        of_kernels = (kernels.mean_cosine, kernels.mean_similarity, kernels.bound)
     return (
         layer.name or "(model)",
         str(layer.filters),
+        f"{layer.effective_rank:.1f}",
         _text(layer.similarity),
         _text(layer.correlation),
-        f"{layer.effective_rank:.1f}",
+        str(alike(layer)),
         str(layer.dead),
-        str(len(layer.duplicates())),
-        *map(_text, of_kernels),
     )
+
+
+def _of_kernels(layer: LayerRedundancy) -> tuple[str, ...]:
+    kernels = layer.kernels
+    if kernels is None:
+        return ("–",) * 3
+    return tuple(map(_text, (kernels.mean_cosine, kernels.mean_similarity, kernels.bound)))
+
+
+def _ranks(report: ModelRedundancy) -> str:
+    ranks = ", ".join(
+        f"{name} {_text(value.layers)} across layers, {_text(value.pairs)} across pairs"
+        for name, value in report.rank_correlations.items()
+    )
+    return f"Rank correlation with similarity: {ranks}."
 
 
 def _text(value: float) -> str:
@@ -95,20 +179,3 @@ def _text(value: float) -> str:
 
 def _signed(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.3f}"
-
-
-def _table(title: str, header: tuple[str, ...], rows: list[Any], caption: str) -> Table:
-    rich_table, box, text = (require(f"rich.{name}", "report") for name in ("table", "box", "text"))
-    table: Table = rich_table.Table(
-        title=text.Text(visible(title)),
-        caption=text.Text(caption),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(text.Text(visible(cell)) for cell in row))
-    return table

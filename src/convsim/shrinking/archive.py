@@ -43,7 +43,16 @@ def load_shrunk(model: nn.Module, folder: str | Path) -> nn.Module:
         MissingExtraError: If safetensors is not installed.
 
     Example:
-        >>> model = load_shrunk(resnet18(), "smaller")  # doctest: +SKIP
+        >>> import tempfile
+        >>> import torch
+        >>> from convsim import shrink
+        >>> def network():
+        ...     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> shrunk = shrink(network(), [torch.randn(32, 3, 16, 16)], channels=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shrunk.save(folder)
+        ...     load_shrunk(network(), folder)[0].out_channels
+        4
     """
     folder = Path(folder)
     plan_file = folder / PLAN

@@ -30,6 +30,7 @@ from convsim.lab.datasets.layout import LAYOUT
 from convsim.lab.datasets.listing import Listing, is_listed, list_images
 from convsim.lab.datasets.memory import memory
 from convsim.lab.datasets.mnist import decode_mnist
+from convsim.lab.datasets.photographs import load_photographs
 from convsim.lab.datasets.skipping import Skipped
 from convsim.lab.terminal import progress_bar
 
@@ -66,6 +67,7 @@ DATASETS: dict[str, NamedDataset] = {
         (),
         lambda paths, name, progress: load_digits(),
     ),
+    "photographs": NamedDataset((), lambda paths, name, progress: load_photographs()),
     "cifar10": NamedDataset(
         (RemoteFile(_TORONTO + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         functools.partial(decode_cifar, layout=CIFAR10),

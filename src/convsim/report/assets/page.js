@@ -1,8 +1,10 @@
 "use strict";
 const { convsim, reports } = JSON.parse(document.getElementById("data").textContent);
-const last = reports[reports.length - 1];  // one report, or before and after
-const two = reports.length > 1;
-const label = (r) => two ? (r === last ? "after" : "before") : "";
+const last = reports[reports.length - 1];  // of one report or of several
+const several = reports.length > 1;
+const label = (r) => several ? r.label : "";
+const COLOURS = ["#1b7f5c", "#8a8a8a", "#c8621b", "#6f69b0", "#d2337f", "#5f9620", "#b98f00"];
+const colour = (r) => COLOURS[(reports.length - 1 - reports.indexOf(r)) % COLOURS.length];
 const state = { layer: 0, image: 0 };
 const $ = (id) => document.getElementById(id);
 const text = (value, digits = 3) => value === null || value === undefined ? "–" : value.toFixed(digits);
@@ -39,18 +41,34 @@ function paint(canvas, width, height, colour) {
 
 // Summary: bars and table ------------------------------------------------------------------------
 
-const COLUMNS = [["layer", shown], ["type", (x) => x.kind], ["maps", (x) => x.filters],
-  ["similarity", (x) => text(x.similarity)], ["correlation", (x) => text(x.correlation)],
-  ["rank", (x) => text(x.effective_rank, 1)], ["dead", (x) => x.dead], ["twins", (x) => x.twins],
-  ["kernels", (x) => text(x.mean_cosine)], ["CS", (x) => text(x.mean_similarity)],
-  ["bound", (x) => text(x.bound, 2)]];
-const BOTH = new Set(["maps", "similarity", "correlation", "rank", "dead", "twins"]);
+// Name, cell, what it means, whether it is of the maps (and so differs by report), whether a detail.
+const COLUMNS = [
+  ["layer", shown, "The layer's name in the model", false, false],
+  ["similarity", (x) => text(x.similarity), "Mean |cosine| of two maps of one image: 1 if all are equal", true, false],
+  ["maps", (x) => x.filters, "How many feature maps", true, false],
+  ["rank", (x) => text(x.effective_rank, 1), "How many directions the maps use (effective rank)", true, false],
+  [last.pairs, (x) => x.twins, last.pairs === "twins" ?
+    "Pairs of which one can be folded into the other" : "Pairs with similarity of 0.95 or more, of either sign", true, false],
+  ["dead", (x) => x.dead, "Maps that are zero on every image", true, false],
+  ["shape", (x) => text(x.correlation), "Similarity less each map's mean (correlation)", true, false],
+  ["type", (x) => x.kind, "The layer's type", false, true],
+  ["kernels", (x) => text(x.mean_cosine), "Mean |cosine| of two filters", false, true],
+  ["CS", (x) => text(x.mean_similarity), "Mean Convolutional Similarity of two filters, crossed and unit", false, true],
+  ["bound", (x) => text(x.bound, 2), "The certificate's bound on |cosine|, which tells nothing from 1 on", false, true]];
 
 function summarize() {
   document.title = $("title").textContent = `Redundancy of ${last.model}`;
   const mean = reports.map((r) => text(r.similarity)).join(" → ");
   $("lead").textContent = `Two feature maps of one image have a mean |cosine| of ${mean}, over ` +
-    `${last.layers.length} layers and ${last.images.toLocaleString("en")} images.`;
+    `${last.layers.length} layers and ${last.images.toLocaleString("en")} images. ${last.origin}`;
+  $("verdict").textContent = last.verdict;
+  reports.forEach((r) => {
+    const entry = element("span", { parent: $("key"), textContent: label(r) || "measured" });
+    element("i", { parent: entry }).style.background = colour(r);
+    entry.prepend(entry.lastChild);
+  });
+  const entry = element("span", { parent: $("key"), textContent: "unrelated maps" });
+  entry.prepend(element("i", { className: "unrelated" }));
   $("ranks").textContent = "Rank correlation with feature-map similarity: " +
     last.ranks.map(([name, layers, pairs]) =>
       `${name} ${text(layers, 2)} across layers, ${text(pairs, 2)} across pairs`).join("; ") + ".";
@@ -58,20 +76,23 @@ function summarize() {
     $("ranks").textContent += ` All maps are zero in ${last.silent.join(", ")}: no similarity, left out of the mean.`;
   $("foot").textContent = `convsim ${convsim}`;
   const head = element("tr", { parent: $("layers").tHead });
-  for (const [name] of COLUMNS) element("th", { parent: head, textContent: name });
+  for (const [name, , meaning, , detail] of COLUMNS)
+    element("th", { parent: head, textContent: name, title: meaning, className: detail ? "detail" : "" });
   last.layers.forEach((layer, n) => {
     const others = reports.map((r) => named(r, layer.name)).filter(Boolean);
     const bar = element("button", { parent: $("bars"), onclick: () => choose(n) });
     bar.setAttribute("aria-label", `${shown(layer)}: similarity ${text(layer.similarity)}`);
     others.forEach((x) => {
-      const fill = element("i", { parent: bar, className: x === layer ? "" : "before" });
+      const fill = element("i", { parent: bar });
       fill.style.height = `${100 * (x.similarity || 0)}%`;
+      fill.style.background = colour(reports.find((r) => r.layers.includes(x)));
     });
+    element("b", { parent: bar }).style.bottom = `${100 * Math.min(1, layer.unrelated)}%`;
     hover(bar, () => `${shown(layer)}\n${others.map((x) => text(x.similarity)).join(" → ")}`);
     const row = element("tr", { parent: $("layers").tBodies[0], onclick: () => choose(n) });
-    for (const [name, cell] of COLUMNS) {
-      const values = BOTH.has(name) ? others.map(cell) : [cell(layer)];
-      element("td", { parent: row, textContent: [...new Set(values)].join(" → ") });
+    for (const [, cell, , each, detail] of COLUMNS) {
+      const values = each ? others.map(cell) : [cell(layer)];
+      element("td", { parent: row, textContent: [...new Set(values)].join(" → "), className: detail ? "detail" : "" });
     }
     element("option", { parent: $("layer"), value: n, textContent: shown(layer) });
   });
@@ -132,18 +153,22 @@ function showHeat() {
     paint(element("canvas", { parent: figure, className: "legend" }), 256, 1, (n) => SEQUENTIAL[n]);
     element("figcaption", { parent: figure, textContent:
       `${label(report)} 0 (dark) to ${matrix.top.toFixed(2)} (light)` });
-    if (quantity === "maps") histogram(element("canvas", { parent: figure, className: "histogram" }), layer.histogram);
+    if (quantity !== "maps") continue;
+    histogram(element("canvas", { parent: figure, className: "histogram" }), layer.histogram);
+    element("figcaption", { parent: figure, textContent: "pairs by |cosine|, from 0 to 1" });
   }
   const layer = last.layers[state.layer];
   $("binned").textContent = layer.width > 1 && layer.matrices.maps ?
     `${layer.filters} filters are binned: each cell is the mean over pairs of ${layer.width} × ${layer.width} filters.` : "";
 }
 
+const HISTOGRAM = matchMedia("(prefers-color-scheme: dark)").matches ? [44, 48, 50] : [246, 246, 246];
+
 function histogram(canvas, counts) {
   const most = Math.max(1, ...counts), height = 40;
   paint(canvas, 10 * counts.length, height, (n) => {
     const column = Math.floor(n % (10 * counts.length) / 10), above = height - Math.floor(n / (10 * counts.length));
-    return above <= Math.ceil(height * counts[column] / most) && n % 10 ? [80, 130, 110] : [246, 246, 246];
+    return above <= Math.ceil(height * counts[column] / most) && n % 10 ? [80, 130, 110] : HISTOGRAM;
   });
   hover(canvas, (event) => {
     const box = canvas.getBoundingClientRect();
@@ -161,7 +186,7 @@ function showPairs() {
     const layer = named(report, name);
     if (!layer) continue;
     const cards = element("div", { parent: $("pairs"), className: "cards" });
-    if (two) element("h3", { parent: cards, textContent: label(report) });
+    if (several) element("h3", { parent: cards, textContent: label(report) });
     if (!layer.worst.length) element("p", { parent: cards, textContent: `No pairs: ${layer.why}` });
     layer.worst.forEach((pair, n) => card(cards, layer, pair, n));
   }
@@ -175,7 +200,8 @@ function showPairs() {
 
 function card(parent, layer, pair, n) {
   const box = element("div", { parent, className: "card" });
-  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}; ` +
+  element("p", { parent: box, textContent: `${pair.first} and ${pair.second}: similarity ${text(pair.similarity)}` +
+    (pair.cosine === null ? "; " : `, ${pair.cosine < 0 ? "negatives" : "of one sign"} (cosine ${text(pair.cosine)}); `) +
     `kernels ${text(pair.kernel_cosine)}, CS ${text(pair.convolutional_similarity)}` });
   const pictures = layer.pictures;
   if (!pictures) return;
@@ -226,5 +252,6 @@ $("layer").onchange = () => choose(Number($("layer").value));
 $("previous").onclick = () => choose(state.layer - 1);
 $("next").onclick = () => choose(state.layer + 1);
 $("quantity").onchange = $("order").onchange = showHeat;
+$("details").onchange = () => $("layers").classList.toggle("detailed", $("details").checked);
 const worst = last.layers.reduce((best, x, n) => (x.similarity || 0) > (last.layers[best].similarity || 0) ? n : best, 0);
 choose(worst);

@@ -1,0 +1,87 @@
+"""The README's table of results, made from the committed records.
+
+python docs/site/front.py     (writes it between the README's two marks)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from convsim.lab.demo import presentation
+from convsim.lab.records import Record, read_records
+from convsim.lab.summary import Estimate
+from convsim.lab.tables import markdown_table
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "docs" / "images" / "demo.json"
+GPU = ROOT / "benchmarks" / "gpu" / "results" / "runs.jsonl"
+MARK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
+HEAD = ("test accuracy", "with convsim", "without", "gain, points")
+
+
+def results() -> str:
+    """Lay out what the demo shows, and what the penalty gained on CIFAR-10, by epochs."""
+    rows, said = _demo() if DEMO.exists() else ([], "")
+    runs = [record for record in read_records(GPU) if "test_accuracy" in record]
+    rows += [
+        _trained(
+            f"train, CIFAR-10, {n} epochs",
+            _scores(runs, "recommended", n),
+            _scores(runs, "none", n),
+        )
+        for n in sorted({record["run"]["epochs"] for record in runs if _is_cnn(record)})
+    ]
+    where = runs[0]["environment"]
+    said += (
+        "CIFAR-10 (JPEG copy, 45,000 images): a small CNN with BatchNorm, modern recipe, five "
+        f"seeds, on an {where['device']} ([records](docs/gpu.md))."
+    )
+    return f"{markdown_table(HEAD, rows)}\n{said}\n"
+
+
+def _demo() -> tuple[list[tuple[str, ...]], str]:
+    """Return the rows of the demo's record, and what they are of."""
+    demo = json.loads(DEMO.read_text(encoding="utf-8"))
+    shown = demo["result"]
+    rows = [
+        (row[0].replace("shrink: accuracy", "shrink"), *row[1:], "")
+        for row in presentation.rows(shown)
+        if row[0].startswith("shrink")
+    ]
+    rows.append(_trained(f"train, {shown['epochs']} epochs", shown["with"], shown["without"]))
+    return rows, f"{presentation.note(shown)} This is `make demo`, on {_machine(demo)}. "
+
+
+def _trained(name: str, with_: list[float], without: list[float]) -> tuple[str, ...]:
+    ours, others = (f"{Estimate.of(one).text(1, 100, sign='')} %" for one in (with_, without))
+    return name, ours, others, presentation.gain(with_, without)
+
+
+def _is_cnn(record: Record) -> bool:
+    run = record["run"]
+    return (run["network"], run["recipe"], run["tuning"]) == ("cnn", "modern", False)
+
+
+def _scores(records: list[Record], penalty: str, epochs: int) -> list[float]:
+    """Return the test accuracies of a penalty that stays, seed by seed."""
+    chosen = {
+        record["run"]["seed"]: float(record["test_accuracy"])
+        for record in records
+        if _is_cnn(record)
+        and (record["run"]["penalty"], record["run"]["epochs"]) == (penalty, epochs)
+        and not record["run"]["falling"]
+    }
+    return [chosen[seed] for seed in sorted(chosen)]
+
+
+def _machine(record: Record) -> str:
+    where = record["environment"]
+    return f"{where['cores']} cores of {where['processor']} at commit {str(where['commit'])[:7]}"
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(MARK.sub(rf"\1{results()}\2", text), encoding="utf-8")

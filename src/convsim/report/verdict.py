@@ -1,0 +1,82 @@
+"""What to do about a report: one sentence with the numbers it stands on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from convsim.visible import visible
+
+if TYPE_CHECKING:
+    from convsim.report.layer_redundancy import LayerRedundancy
+    from convsim.report.model_redundancy import ModelRedundancy
+
+NOISE = "noise"
+"""What `ModelRedundancy.data` begins with where no real input was measured."""
+
+_SPREAD = 0.75
+"""Share of its maps' directions from which on a layer has little to give."""
+
+
+def unrelated(pixels: int) -> float:
+    """Return the mean absolute cosine of two maps of independent pixels with mean 0.
+
+    √(2 / (π·pixels)), of large maps; what a similarity or a correlation is to be held against.
+
+    Example:
+        >>> f"{unrelated(1024):.3f}"
+        '0.025'
+    """
+    return math.sqrt(2 / (math.pi * pixels))
+
+
+def spread(layer: LayerRedundancy) -> float:
+    """Return the effective rank as a share of the maps; 1 is the most there can be.
+
+    Fewer pixels than maps leave fewer directions, but many images fill them up.
+    """
+    return layer.effective_rank / layer.filters
+
+
+def alike(layer: LayerRedundancy) -> int:
+    """Count the pairs that can be folded into one, or else those that are alike on each image."""
+    return len(layer.duplicates() if layer.pooled is None else layer.twins())
+
+
+def verdict(report: ModelRedundancy) -> str:
+    """Say where a network repeats itself most, against what, and what to do about it."""
+    counted = [layer for layer in report if not math.isnan(layer.similarity)]
+    if not counted:
+        return "No layer has two maps to compare: measure other layers, or larger inputs."
+    maps = sum(layer.filters for layer in counted)
+    rank = sum(layer.effective_rank for layer in counted)
+    total = f"All {len(counted)} layers together: {maps:,} maps, effective rank {rank:,.0f}."
+    worst = min(counted, key=spread)
+    if spread(worst) >= _SPREAD:
+        advice = (
+            f"Little to gain: even in {_name(worst)}, {_numbers(worst)}. Shrinking would cost "
+            "accuracy; leave the network as it is."
+        )
+    else:
+        advice = (
+            f"Look first at {_name(worst)}: {_numbers(worst)}. Trained already: "
+            "convsim.shrink(model, batches, parameters=0.5) keeps what is not repeated. Still to "
+            "be trained: convsim.Regularizer(model)."
+        )
+    if report.data.startswith(NOISE):
+        advice += " This was measured on noise: measure on images of yours before you act on it."
+    return f"{advice} {total}"
+
+
+def _name(layer: LayerRedundancy) -> str:
+    return f"layer {visible(layer.name)}" if layer.name else "the model"
+
+
+def _numbers(layer: LayerRedundancy) -> str:
+    twins = alike(layer)
+    same = f", {twins} {'pair' if twins == 1 else 'pairs'} all but equal" if twins else ""
+    return (
+        f"{layer.filters} maps, rank {layer.effective_rank:.0f} (if all were different: "
+        f"{layer.filters}){same}; similarity {layer.similarity:.2f} (of unrelated maps: "
+        f"{unrelated(layer.pixels):.2f})"
+    )
