@@ -36,8 +36,7 @@ def results() -> str:
     where = runs[0]["environment"]
     said += (
         "CIFAR-10 (JPEG copy, 45,000 images): a small CNN with BatchNorm, modern recipe, five "
-        f"seeds, on an {where['device']} at commit {where['commit'][:7]}, with the form of the "
-        "penalty that read windows of inputs ([records](docs/gpu.md))."
+        f"seeds, on an {where['device']} ([records](docs/gpu.md))."
     )
     return f"{markdown_table(HEAD, rows)}\n{said}\n"
 

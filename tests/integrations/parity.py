@@ -33,10 +33,10 @@ float32 within 10⁻⁵ of the formula written out in float64 and left to autogr
 within 5·10⁻² and in fp16 autocast with a GradScaler within 5·10⁻³ (what half precision does to the
 network itself), and in each within 10⁻⁶ of the loop by hand in that precision, but where the
 penalty is compiled too, attached in half precision, whose sums round in another order. **GPU**:
-fp16 was not checked, for asked for it on a CPU this framework trains in what follows, equal to the loop by
-hand in that. Compiled is `torch.compile` with `aot_eager`; `inductor` is tested with the plain
-loop. "Attached" is `Regularizer(model).attach(criterion)`, which the Accelerate rows use too;
-Lightning and Trainer take their callbacks.
+fp16 was not checked, for asked for it on a CPU this framework trains in what follows, equal to
+the loop by hand in that. Compiled is `torch.compile` with `aot_eager`; `inductor` is tested with
+the plain loop. "Attached" is `Regularizer(model).attach(criterion)`, which the Accelerate rows use
+too; Lightning and Trainer take their callbacks.
 
 Written by `python tests/integrations/parity.py`; the tests fail when it is out of date.
 
