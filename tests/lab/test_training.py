@@ -346,7 +346,7 @@ def test_an_option_without_effect_is_refused():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "Unknown method 'best'. The methods are none, recommended"),
+        ("best", "Unknown method 'best'. A method is none, a preset"),
         ("none@1", "'none' takes no coefficient"),
         ("authors-init@1", "'authors-init' takes no coefficient"),
         ("recommended@x", "must be finite numbers"),
