@@ -57,11 +57,11 @@ def train(name: str, penalty: str, coefficient: float | None = None) -> dict[str
     model = library_model(f"timm:{name}", classes=10, channels=3, pretrained=False)
     first = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", convsim.ConvsimWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", convsim.ConvsimWarning)  # that it acts on few layers
         regularizer = convsim.Regularizer(model, penalty, coefficient=coefficient)
-    if any(issubclass(warning.category, convsim.ConvsimWarning) for warning in caught):
-        return {}  # there is nothing that it acts on
+    if not regularizer.acting:
+        return {}
     on_maps = isinstance(regularizer.penalty, convsim.ActivationPenalty)
     criterion = nn.CrossEntropyLoss()
     regularizer.attach(criterion if on_maps else optimizer)
