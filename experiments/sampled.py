@@ -1,4 +1,4 @@
-"""Compare both forms of experiments 20, 21, paired by seed: python experiments/sampled.py RESULTS."""
+"""Compare both forms of experiments 20, 21, by seed: python experiments/sampled.py RESULTS."""
 
 import sys
 from pathlib import Path
