@@ -29,8 +29,8 @@ from in_rounds import Samples, times
 from rivals import RIVALS, by_autograd, direct_sum
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from weight_lists import CASES, LAYERS
 
-from cases import CASES, LAYERS
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer
 from convsim.lab.records import append_record, environment, read_records
 
@@ -111,7 +111,7 @@ _MEMORY = """
 import resource, sys
 sys.path.insert(0, {folder!r})
 import torch
-from cases import CASES
+from weight_lists import CASES
 from penalty_cost import OURS
 from rivals import RIVALS, by_autograd
 from convsim import Regularizer

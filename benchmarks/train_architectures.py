@@ -57,16 +57,18 @@ def train(name: str, penalty: str, coefficient: float | None = None) -> dict[str
     model = library_model(f"timm:{name}", classes=10, channels=3, pretrained=False)
     first = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", convsim.ConvsimWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", convsim.ConvsimWarning)  # that it acts on few layers
         regularizer = convsim.Regularizer(model, penalty, coefficient=coefficient)
-    if any(issubclass(warning.category, convsim.ConvsimWarning) for warning in caught):
-        return {}  # there is nothing that it acts on
-    regularizer.attach(optimizer)
+    if not regularizer.acting:
+        return {}
+    on_maps = isinstance(regularizer.penalty, convsim.ActivationPenalty)
+    criterion = nn.CrossEntropyLoss()
+    regularizer.attach(criterion if on_maps else optimizer)
     finite = True
     for i in range(0, STEPS * BATCH, BATCH):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images[i : i + BATCH]), labels[i : i + BATCH])
+        loss = criterion(model(images[i : i + BATCH]), labels[i : i + BATCH])
         loss.backward()
         optimizer.step()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -74,8 +76,8 @@ def train(name: str, penalty: str, coefficient: float | None = None) -> dict[str
 
     def value() -> float:
         torch.manual_seed(0)  # dropout
-        with torch.no_grad():
-            model(images[-UNSEEN:])
+        regularizer.forget()
+        model(images[-UNSEEN:])
         values = [value for value in regularizer.values().values() if value]
         return sum(values) / len(values)
 

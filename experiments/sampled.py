@@ -1,4 +1,4 @@
-"""Compare the two forms of experiment 20, paired by seed: python experiments/sampled.py RESULTS."""
+"""Compare both forms of experiments 20, 21, by seed: python experiments/sampled.py RESULTS."""
 
 import sys
 from pathlib import Path
@@ -39,15 +39,15 @@ def row(name: str, pairs: list[tuple[Arm, Arm]]) -> tuple[str, ...]:
 def main() -> None:
     """Write table.md."""
     results = Path(sys.argv[1])
+    sampled = "recommended" if (results / "elu-recommended").exists() else "maps"  # as of 21
     at = {
-        key: (arm(results / f"{key}-data-aware"), arm(results / f"{key}-maps"))
-        for key in ("relu", "elu")
+        name: (arm(results / f"{key}-data-aware"), arm(results / f"{key}-{sampled}"))
+        for key, name in (("relu", "10 (ReLU)"), ("elu", "17 (ELU)"))
     }
-    rows = [
-        row("10 (ReLU)", [at["relu"]]),
-        row("17 (ELU)", [at["elu"]]),
-        row("both", [at["relu"], at["elu"]]),
-    ]
+    at = {name: pair for name, pair in at.items() if all(pair)}
+    rows = [row(name, [pair]) for name, pair in at.items()]
+    if len(rows) > 1:
+        rows.append(row("both", [*at.values()]))
     text = markdown_table(HEAD, rows)
     (results / "table.md").write_text(text, encoding="utf-8")
     print(text)

@@ -49,6 +49,7 @@ from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
 
+@staticmethod
 def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in {missing} else find(name, path, target)
 

@@ -12,8 +12,7 @@ from convsim.lab.models import build_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from rivals import RIVALS, by_autograd
-
-from cases import CASES
+from weight_lists import CASES
 
 __all__ = ["NETWORKS", "RIVALS", "WEIGHTS", "by_autograd", "small_classifier"]
 

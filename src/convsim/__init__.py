@@ -1,5 +1,7 @@
 """See, shrink and train convolutional networks by how much their feature maps repeat each other."""
 
+from typing import TYPE_CHECKING, Any
+
 from convsim.errors import (
     ConvsimError,
     ConvsimWarning,
@@ -25,9 +27,23 @@ from convsim.report import (
     RedundancyComparison,
     RedundancyReport,
 )
-from convsim.shrinking import LayerChange, ShrinkReport, Shrunk, load_shrunk, shrink
 from convsim.similarity import convolutional_similarity, expected_similarity, similarity_matrix
 from convsim.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from convsim.shrinking import LayerChange, ShrinkReport, Shrunk, load_shrunk, shrink
+
+_SHRINKING = {"LayerChange", "ShrinkReport", "Shrunk", "load_shrunk", "shrink"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what shrinks when it is asked for, for a training loop never does."""
+    if name not in _SHRINKING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from convsim import shrinking  # noqa: PLC0415
+
+    return getattr(shrinking, name)
+
 
 __all__ = [  # noqa: RUF022 - in groups
     # the quantity, on a weight

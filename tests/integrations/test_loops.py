@@ -121,6 +121,23 @@ def test_a_layer_that_is_unfrozen_later_is_taken_in(tmp_path, monkeypatch, loop,
     assert distance(trained(loop, setting), expected) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+@pytest.mark.parametrize("penalty", ["recommended", "crossed"])
+def test_lightning_forgets_a_batch_that_was_skipped(tmp_path, monkeypatch, penalty):
+    monkeypatch.chdir(tmp_path)
+
+    class Skipping(Network):
+        def forward(self, images, labels=None):
+            self.seen = getattr(self, "seen", 0) + 1
+            if self.seen == 3:  # a bad batch, whose loss is not used
+                super().forward(images * torch.nan, labels)
+                return {"loss": None}
+            return super().forward(images, labels)
+
+    weights = trained(loops.lightning, Setting(penalty), Skipping)
+    assert all(weight.isfinite().all() for weight in weights)
+
+
 def test_callbacks_of_one_trainer_log_under_their_own_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loops, "optimizer_of", lambda m: torch.optim.SGD(m.parameters(), lr=0.0))

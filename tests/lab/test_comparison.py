@@ -183,7 +183,7 @@ def test_an_epoch_that_few_seeds_reach_is_censored():
     ("schema", "data", "one_class"),
     [
         (1, "cifar10-jpeg-train10000-seed0", True),
-        (1, "photographs", True),
+        (1, "holidays", True),
         (1, "digits-train400-seed0", False),
         (1, "cifar10-train10000-seed0", False),
         (2, "cifar10-jpeg-train10000-seed0", False),

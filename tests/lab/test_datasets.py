@@ -37,7 +37,9 @@ CLASSES = ("cat", "dog")
 
 def test_public_names():
     assert datasets.__all__ == ["DATASETS", "ImageData", "load_dataset"]
-    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
+    assert list(DATASETS) == [
+        "digits", "photographs", "cifar10", "cifar100", "mnist", "fashion-mnist",
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- ImageData
@@ -681,7 +683,7 @@ def test_digits(open_):
 
 @pytest.mark.parametrize("source", ["cifar", "no/such/path", "missing.tar.gz"])
 def test_unknown_source(source, open_):
-    with pytest.raises(DataError, match=r"one of digits, cifar10, .*there is no"):
+    with pytest.raises(DataError, match=r"one of digits, photographs, cifar10, .*there is no"):
         open_(source)
 
 

@@ -295,6 +295,10 @@ def test_webdataset_shards(tmp_path, load):
             assert data.test_images.image(place).tobytes() == image.convert("RGB").tobytes()
 
 
+# webdataset leaves its files to be closed by the collector.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_shards_are_what_webdataset_reads(tmp_path, load):
     webdataset = pytest.importorskip("webdataset")
     folder = shards(tmp_path)
@@ -306,6 +310,10 @@ def test_shards_are_what_webdataset_reads(tmp_path, load):
     assert ours == {sample["__key__"]: int(sample["cls"]) for sample in samples}
 
 
+# webdataset leaves its files to be closed by the collector.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_shards_without_classes(tmp_path, load):
     folder = shards(tmp_path, labels=False)
     data = load(folder, whole=True, stream=True)

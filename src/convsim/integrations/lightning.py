@@ -52,6 +52,13 @@ class RegularizerCallback(DeferredRegularizer, Callback):
         """Leave the model's forward passes alone again."""
         self.end()
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Forget the maps of a batch that was skipped: it had no backward pass."""
+        if self.regularizer is not None:
+            self.regularizer.forget()
+
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
