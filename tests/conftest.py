@@ -73,6 +73,22 @@ def use_vision(prepend: Callable[[str], None] = _PREPEND) -> None:
             _LIBRARY.define(operator)
 
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (stdout, stderr), after checking the exit code."""
+    from convsim.cli import main
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["convsim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        assert (stop.value.code or 0) == code, captured.err
+        return captured
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium."""

@@ -13,28 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import convsim
-from convsim.cli import main, options
+from convsim.cli import options
 from convsim.lab import files
 from convsim.lab.models import build_model
 from convsim.lab.records import read_records
 
 CONVSIM = [sys.executable, "-c", "from convsim.cli import main; main()"]
 TINY = ["--train-images", "150", "--width", "2", "--epochs", "2", "--batch-size", "64"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (stdout, stderr), after checking the exit code."""
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["convsim", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        assert (stop.value.code or 0) == code, captured.err
-        return captured
-
-    return run
 
 
 def plain(text):

@@ -1,31 +1,19 @@
 """``convsim measure`` on photographs as people have them, and on runs of ``convsim train``."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from convsim.cli import main
-
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process: what it prints, after checking the exit code."""
+def run(run, monkeypatch, tmp_path):
+    """Run the command line with a cache of its own."""
     monkeypatch.setenv("CONVSIM_HOME", str(tmp_path / "home"))
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["convsim", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        assert (stop.value.code or 0) == code, captured.err
-        return captured
-
     return run
 
 

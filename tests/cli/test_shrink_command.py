@@ -1,27 +1,18 @@
 """``convsim shrink`` as a user meets it."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
 import convsim
-from convsim.cli import main
 from convsim.lab.models import build_model
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["convsim", "shrink", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        assert (stop.value.code or 0) == code, captured.err
-        return captured
-
-    return run
+def run(run):
+    return partial(run, "shrink")
 
 
 SMALL = ["cnn", "--width", "4", "--data", "digits", "--images", "200"]
