@@ -51,14 +51,11 @@ def prepared(
         for part in images.split(batch_size):
             yield preprocessing.batch(part)
         return
-    number = default_workers(images) if workers is None else workers
     loader = DataLoader(
         _Prepared(images, preprocessing),
         batch_size=batch_size,
         collate_fn=_sorted_out,
-        num_workers=number,
-        prefetch_factor=_AHEAD if number else None,
-        multiprocessing_context="fork" if number and can_fork() else None,
+        **worker_options(images, workers),
     )
     some = False
     for batch, failures in loader:
@@ -78,7 +75,21 @@ def _may_skip(images: Images, failure: _Failure) -> bool:
     return files and issubclass(failure.kind, DataError)
 
 
-def default_workers(images: Images) -> int:
+def worker_options(images: Images, workers: int | None = None) -> dict[str, Any]:
+    """Return a DataLoader's options for so many processes, or as many as the images are worth.
+
+    Workers start as copies of this process where they can, with whatever it has imported.
+    """
+    number = _default_workers(images) if workers is None else workers
+    fork = "fork" in multiprocessing.get_all_start_methods()
+    return {
+        "num_workers": number,
+        "prefetch_factor": _AHEAD if number else None,
+        "multiprocessing_context": "fork" if number and fork else None,
+    }
+
+
+def _default_workers(images: Images) -> int:
     """Choose how many processes read images: none for few, or those in memory."""
     few = not isinstance(images, ImageFiles) or len(images) < _FEW
     return 0 if few or not _shared_memory() else min(8, os.cpu_count() or 1)
@@ -91,11 +102,6 @@ def _shared_memory() -> bool:
     except OSError:
         return True  # not Linux
     return found.f_bavail * found.f_frsize > 2**29
-
-
-def can_fork() -> bool:
-    """Whether workers can start as copies of this process, with whatever it has imported."""
-    return "fork" in multiprocessing.get_all_start_methods()
 
 
 @dataclass(frozen=True)
@@ -188,14 +194,8 @@ def labelled_batches(
     images: Images, labels: Tensor, draws: Sequence[Draw] | Sampler[Draw]
 ) -> DataLoader[Any]:
     """Load the batches that are drawn; files are read by workers."""
-    number = default_workers(images)
     return DataLoader(
-        LabelledBatches(images, labels),
-        sampler=draws,
-        batch_size=None,
-        num_workers=number,
-        prefetch_factor=_AHEAD if number else None,
-        multiprocessing_context="fork" if number and can_fork() else None,
+        LabelledBatches(images, labels), sampler=draws, batch_size=None, **worker_options(images)
     )
 
 

@@ -14,7 +14,7 @@ from convsim.lab.datasets import DATASETS, load_dataset
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.datasets.image_files import ImageFiles
 from convsim.lab.datasets.image_folder import ManySizesError
-from convsim.lab.loading import can_fork, default_workers
+from convsim.lab.loading import worker_options
 from convsim.lab.preprocessing import own_size
 
 
@@ -68,11 +68,9 @@ def readable(data: ImageData) -> ImageData:
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
         if not isinstance(images, ImageFiles) or not images.skipped.allowed:
             return data
-        number = default_workers(images)
         loader = DataLoader(
-            _Decoded(images), batch_size=64, collate_fn=list, num_workers=number,
-            multiprocessing_context="fork" if number and can_fork() else None,
-        )  # fmt: skip
+            _Decoded(images), batch_size=64, collate_fn=list, **worker_options(images)
+        )
         good = torch.tensor([one for batch in loader for one in batch])
         for place in (~good).nonzero().flatten().tolist():
             images.skipped.note(images.name(place))
