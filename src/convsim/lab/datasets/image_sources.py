@@ -16,7 +16,27 @@ from convsim.errors import DataError
 from convsim.lab.datasets.archive import MAX_MEMBER_BYTES
 
 
-class Names(Sequence[str]):
+class _ByNumber(Sequence[str]):
+    """Names that are made when they are asked for."""
+
+    @abstractmethod
+    def _name(self, number: int) -> str:
+        """Make the name of a number from 0 on."""
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[str]: ...
+    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
+        """Return one name, or those of a slice."""
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self._name(number % len(self))
+
+
+class Names(_ByNumber):
     """Many names in one block of memory, which processes share without copying it.
 
     Memory: the names' bytes, and 8 for each.
@@ -32,17 +52,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[str]: ...
-    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
-        """Return one name, or those of a slice."""
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
+    def _name(self, number: int) -> str:
         return os.fsdecode(self._block[self._ends[number] : self._ends[number + 1]])
 
     @property
@@ -159,23 +169,14 @@ class ArrowImages(ImageSource):
         return content
 
 
-class _RowNames(Sequence[str]):
+class _RowNames(_ByNumber):
     def __init__(self, count: int) -> None:
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[str]: ...
-    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
-        """Name a row."""
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(self._count))]
-        if not 0 <= number < self._count:
-            raise IndexError(number)
+    def _name(self, number: int) -> str:
         return f"row {number}"
 
 
