@@ -11,6 +11,7 @@ from typing import Any
 
 from convsim.lab.records import read_records
 from convsim.lab.summary import Estimate
+from convsim.lab.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE, FIGURE = (RESULTS / f"shrink.{kind}" for kind in ("jsonl", "md", "png"))
@@ -60,13 +61,12 @@ def shrunk_tables(records: Records) -> list[str]:
         lines += [
             f"## {name}: share of the {kind}", "",
             f"Before: {original:.1f}. Seeds {seeds}, {own[0]['images']} images.", "",
-            "| method | " + " | ".join(f"{share:.1%}" for share in shares) + " |",
-            "|---|" + "---:|" * len(shares),
         ]  # fmt: skip
-        for method in dict.fromkeys(one["method"] for one in own):
-            cells = [_cell([o for o in own if o["share"] == share], method) for share in shares]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
+        rows = [
+            (method, *(_cell([o for o in own if o["share"] == share], method) for share in shares))
+            for method in dict.fromkeys(one["method"] for one in own)
+        ]
+        lines.append(markdown_table(["method", *(f"{share:.1%}" for share in shares)], rows))
     return lines
 
 
@@ -107,8 +107,8 @@ def trained_tables(records: Records) -> list[str]:
         heads = [f"{kind}, {epochs} epoch(s)" for kind, epochs in columns]
         lines += [
             f"## {name}", "", f"Seeds {seeds}; fewer where an interval is missing.", "",
-            "| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
         ]  # fmt: skip
+        rows = []
         for method in dict.fromkeys(one["method"] for one in of_network):
             cells = []
             for column in columns:
@@ -121,8 +121,8 @@ def trained_tables(records: Records) -> list[str]:
                     gains = [100 * (ours[seed] - these[seed]) for seed in sorted(shared)]
                     cell += f"; {Estimate.of(gains).text(1)}"
                 cells.append(cell)
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
+            rows.append((method, *cells))
+        lines.append(markdown_table(["method", *heads], rows))
     return lines
 
 
