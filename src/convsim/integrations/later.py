@@ -40,7 +40,7 @@ class DeferredRegularizer:
     ) -> None:
         _ = Coefficient(coefficient or 0.0, decay_steps)  # refuses a bad one
         self.on_maps = isinstance(preset(penalty).penalty, ActivationPenalty)  # refuses a bad name
-        layers = layers if layers is None or isinstance(layers, str | type) else _as_filter(layers)
+        layers = _to_be_read_twice(layers)
         self._make = partial(
             Regularizer,
             penalty=penalty,
@@ -75,9 +75,9 @@ class DeferredRegularizer:
             self.regularizer.remove()
 
 
-def _as_filter(layers: LayerFilter | Iterable[LayerFilter]) -> Any:
-    """Keep what can be read once only."""
-    return layers if callable(layers) else [*layers]
+def _to_be_read_twice(layers: Any) -> Any:
+    """Keep what an iterator would give once only."""
+    return layers if layers is None or isinstance(layers, str) or callable(layers) else [*layers]
 
 
 def _spell(layers: Any) -> str:

@@ -45,6 +45,8 @@ class ConvLayer:
         own = self.module._parameters.get("weight")
         if own is not None and own.requires_grad:  # spares reading it
             return True
+        if not any(map(takes_gradients, self.module.parameters())):  # so does this
+            return False
         return any(map(takes_gradients, self.parameters()))
 
     def parameters(self) -> list[nn.Parameter]:

@@ -63,10 +63,10 @@ class ActivationPenalty(ABC):
         for alike in _by_shape(samples):
             samples_LSM = at_least_float32(torch.stack([samples[i] for i in alike]))
             with full_precision(samples_LSM):
-                if torch.compiler.is_compiling() or not tensors_are_real():
-                    values = self.value(samples_LSM)
-                else:
+                if tensors_are_real():
                     values = _InClosedForm.apply(samples_LSM, self)  # type: ignore[no-untyped-call]
+                else:
+                    values = self.value(samples_LSM)
             found |= dict(zip(alike, values.unbind(), strict=True))
         return [found[i] for i in range(len(samples))]
 

@@ -127,7 +127,7 @@ class Regularizer:
 
         Attached to an optimizer, which adds the gradient itself, it is detached: to look at.
         """
-        if self._coefficient.automatic and self._samples is None and self._coefficient.pending:
+        if self._coefficient.pending and self._samples is None:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
                 "regularizer() does not know for a penalty on kernels. Use loss.backward(); "

@@ -30,25 +30,14 @@ class _Run:
     """
 
     def __init__(self, samples_SM: Tensor, arrival: Arrival | None) -> None:
-        self.samples, self.arrival = samples_SM, arrival
+        self.samples = samples_SM
         self.over = False
-        if arrival is not None:
-            arrival.when_passed = _Ending(self)
+        if arrival is not None:  # which the graph holds: a strong reference would hold the graph
+            arrival.when_passed = weakref.WeakMethod(self.end)
 
     def end(self) -> None:
         """Keep the numbers alone."""
         self.over, self.samples = True, self.samples.detach()
-
-
-class _Ending:
-    """End a run, which it does not hold: the graph that does would hold itself."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = weakref.ref(run)
-
-    def __call__(self) -> None:
-        if (run := self._run()) is not None:
-            run.end()
 
 
 class _Over(torch.autograd.Function):

@@ -56,8 +56,7 @@ def sample_maps(
 
 def _can_meet(maps_NMx: Tensor) -> bool:
     """Tell whether a node can be put behind maps; autograd copies views, and leaves have none."""
-    traced = torch.compiler.is_compiling() or not tensors_are_real()
-    return not (traced or maps_NMx.is_leaf or maps_NMx._is_view())
+    return tensors_are_real() and not maps_NMx.is_leaf and not maps_NMx._is_view()
 
 
 def _read(maps_NMx: Tensor, places: _Places) -> Tensor:
@@ -157,10 +156,10 @@ class Arrival:
     """Where the gradient of samples waits for that of the maps, before both go on to their layer.
 
     Attributes:
-        when_passed: Called when they have met.
+        when_passed: Returns what is to be called when they have met, if that still exists.
     """
 
-    when_passed: Callable[[], object] = staticmethod(lambda: None)
+    when_passed: Callable[[], Callable[[], object] | None] = staticmethod(lambda: None)
 
     def __init__(self, maps_NMx: Tensor, places: _Places, balance: Balance | None) -> None:
         self._shape, self._dtype, self._device = maps_NMx.shape, maps_NMx.dtype, maps_NMx.device
@@ -185,7 +184,8 @@ class Arrival:
             gradient_NMx: The gradient of the maps.
             held: Who holds it.
         """
-        self.when_passed()
+        if (call := self.when_passed()) is not None:
+            call()
         own_SM, self._waiting_SM = self._waiting_SM, None
         if own_SM is None:
             return gradient_NMx
@@ -262,7 +262,7 @@ def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> _Pla
     "convsim::sample_positions", mutates_args=(), schema="(Tensor maps, int count) -> Tensor"
 )
 def _positions_in_graph(maps: Tensor, count: int) -> Tensor:
-    return spread(count, maps.shape[:1].numel() * maps.shape[2:].numel()).to(maps.device)
+    return spread(count, prod(maps.shape[:1] + maps.shape[2:])).to(maps.device)
 
 
 @_positions_in_graph.register_fake
