@@ -38,6 +38,16 @@ def test_hooks_go_with_the_regularizer(penalty):
     assert hooks(model) == 0
 
 
+def test_hooks_go_although_what_was_traced_holds_the_watch():
+    model = network()
+    regularizer = Regularizer(model)
+    held = regularizer._samples._watch  # as a graph of torch.compile may, until it is collected
+    del regularizer
+    gc.collect()
+    assert hooks(model) == 0
+    assert held is not None
+
+
 @pytest.mark.parametrize("penalty", ["recommended", "decov"])
 def test_copies_are_not_watched(penalty):
     model = network()

@@ -92,6 +92,7 @@ class Samples:
 
         self._watch = Watch(self.modules, look)
         self.close = self._watch.close
+        weakref.finalize(self, self.close)  # what torch.compile has traced may hold the watch
         _forget_compiled()
 
     def ask(self) -> dict[str, list[Tensor]]:
