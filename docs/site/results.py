@@ -22,7 +22,7 @@ ACCURACY = ROOT / "experiments" / "05_accuracy" / "results" / "records.jsonl"
 ANSWER = ROOT / "docs" / "site" / "answer.md"
 HEAD = ("method", "accuracy, %", "gain, points", "feature-map similarity", "training time")
 NAMES = {
-    "data-aware": "**recommended**",
+    "data-aware": "**data-aware**, on windows; recommended before sampled maps",
     "decov": "DeCov, on all feature maps",
     "maps": "maps, gradient to earlier layers",
     "ocnn": "OCNN",
