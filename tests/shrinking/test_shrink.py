@@ -151,9 +151,10 @@ def test_every_target_is_met_and_nearly_used_up(target, uniformly):
     assert 0.4 < share <= (0.65 if uniformly and target == "channels" else 0.6)
 
 
-def test_multiples_are_kept():
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.5])
+def test_multiples_are_kept(share):
     model, images = network("grouped")
-    shrunk = convsim.shrink(model, [images], parameters=0.6, multiple_of=4)
+    shrunk = convsim.shrink(model, [images], parameters=share, multiple_of=4)
     assert all(one.channels.after % 4 == 0 for one in shrunk.report.layers[:-1])
 
 
@@ -165,7 +166,7 @@ def test_fitting_in_sequence_loses_less():
         ).report.output_error
         for how in (True, False)
     ]
-    assert errors[0] < errors[1] / 2
+    assert errors[0] < errors[1]
 
 
 def test_compensation_alone_for_channels_that_somebody_else_chose():

@@ -128,11 +128,12 @@ def allocate(
         errors: For each group the error with 0, 1, … of its units kept.
         cost: What is to be saved.
         most: The cost to come down to.
-        multiple_of: For each group, what its number of units should be a multiple of.
+        multiple_of: For each group, what its number of units should be a multiple of, 1 or more;
+            a group of no more units stays whole.
 
     Returns:
-        How many units are kept of each group, at least one; the least possible where `most` cannot
-        be reached.
+        How many units are kept of each group, at least `multiple_of`; the least possible where
+        `most` cannot be reached.
     """
     kept = [len(error) - 1 for error in errors]
     parts = [cost.of(group) for group in range(len(errors))]
@@ -162,7 +163,7 @@ def _next_step(
 ) -> tuple[float, int]:
     """Return the least rise of the error for what is saved, and how many units are then kept."""
     now = kept[group]
-    if now <= 1:
+    if now <= multiple_of:
         return 0.0, now
     one_less = [*kept]
     one_less[group] -= 1
@@ -171,9 +172,9 @@ def _next_step(
     rates = (error[1:now] - error[now]) / (saved * (now - ahead))
     rate = float(rates.min())
     aim = 1 + int(rates.argmin())
-    step = max(multiple_of, (len(error) - 1) // _STEPS, 1)
+    step = max(multiple_of, (len(error) - 1) // _STEPS)
     to = max(aim, now - step)
-    to = max(to // multiple_of * multiple_of, min(multiple_of, now - 1), 1)
+    to = max(to // multiple_of * multiple_of, multiple_of)
     return rate, to
 
 
