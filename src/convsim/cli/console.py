@@ -32,7 +32,7 @@ def say(text: object, *, head: str = "") -> None:
 
 
 def tell_notes(data: ImageData) -> None:
-    """Say what was done to a data set, and which files were left out since it was loaded."""
+    """Print what was done to a data set, and which files were left out since it was loaded."""
     for note in data.notes:
         say(note)
     files = data.test_images

@@ -28,7 +28,7 @@ def study_command(
     orthogonality: does minimising kernel cosine lower feature-map similarity? similarity: does
     minimising Convolutional Similarity, on any input? pairs: are adjacent pairs enough?
 
-    Every finished case is appended to OUT/records.jsonl; run again, the study goes on.
+    Every finished case is appended to OUT/records.jsonl; the same command again goes on.
     """
     study = STUDIES[name]
     count = draws or (study.quick if quick else study.draws)

@@ -1,9 +1,10 @@
-"""How a photograph becomes what a network reads: the network's own way, or a standardisation."""
+"""How a photograph becomes what a network reads: in the network's own way, or standardised."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError, DataError, require
+from convsim.errors import ConvsimError, require
 from convsim.lab.datasets.image_data import Images, pixel_statistics, squared
 from convsim.lab.datasets.image_files import fitted, to_tensor
-from convsim.lab.libraries import imported
+from convsim.lab.libraries import downloaded, imported
 
 
 class Preprocessing(Protocol):
@@ -43,8 +44,8 @@ class Standardised:
     Attributes:
         mean: One number a channel.
         std: Likewise.
-        size: Height and width that the largest square about an image's centre is scaled to,
-            bilinear and antialiased; None leaves images as they are.
+        size: Height and width to scale the largest square at an image's centre to, bilinear and
+            antialiased; None leaves images as they are.
         origin: Whose mean and standard deviation they are, for reports.
     """
 
@@ -81,9 +82,8 @@ class Standardised:
         if images.shape[1] != self.channels:
             images = _recoloured(images, self.channels)
         shape = (1, -1, 1, 1)
-        prepared = (images.float() - torch.tensor(self.mean).view(shape)) / torch.tensor(
-            self.std
-        ).view(shape)
+        mean, std = (torch.tensor(part).view(shape) for part in (self.mean, self.std))
+        prepared = (images.float() - mean) / std
         return prepared if self.size is None else squared(prepared, self.size)
 
     def to_json(self) -> dict[str, Any]:
@@ -117,16 +117,14 @@ class LibrarysOwn:
         """Prepare one image.
 
         Raises:
-            ConvsimError: If what comes of it is no tensor of floating point (C, H, W).
+            ConvsimError: If the result is not a floating-point tensor (C, H, W).
         """
         result = self.function(image.convert("RGB"))
         fits = isinstance(result, Tensor) and result.dim() == 3 and result.is_floating_point()
         if not fits:
-            told = (
-                f"{result.dtype} {tuple(result.shape)}"
-                if isinstance(result, Tensor)
-                else (f"a {type(result).__name__}")
-            )
+            told = f"a {type(result).__name__}"
+            if isinstance(result, Tensor):
+                told = f"{result.dtype} {tuple(result.shape)}"
             raise ConvsimError(
                 "A preprocessing takes a PIL image and returns a tensor (C, H, W) of floating "
                 f"point; this one returned {told}. End it with ToTensor() or the like."
@@ -143,8 +141,9 @@ def own_preprocessing(
     Args:
         name: The network's name, as in `convsim.lab.libraries.library_model`.
         model: The network.
-        size: Height and width instead of its own, in the same proportion to what is scaled first.
-        pretrained: Whether the network was downloaded, and its preprocessing is to be.
+        size: Height and width instead of its own; what is scaled before a crop keeps its
+            proportion.
+        pretrained: Whether the network was downloaded, and its preprocessing should be too.
 
     Returns:
         timm's evaluation transform for the model's configuration; torchvision's transforms of the
@@ -218,16 +217,9 @@ def _transformers(name: str, model: nn.Module, size: int | None, pretrained: boo
     transformers = require("transformers", "vision")
     folder = Path(name)
     if pretrained or (folder / "preprocessor_config.json").is_file():
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                name, trust_remote_code=False
-            )
-        except Exception as error:
-            reason = str(error).strip().splitlines() or ["no reason given"]
-            raise DataError(
-                f"The image processor of {name!r} could not be loaded ({type(error).__name__}: "
-                f"{reason[0]}). Check the name and the network, or give --preprocess."
-            ) from error
+        load = partial(transformers.AutoImageProcessor.from_pretrained, trust_remote_code=False)
+        what = f"image processor of {name!r}"
+        processor = downloaded(what, partial(load, name), "--preprocess")
     else:
         processor = _processor_of_kind(model)
     options = {} if size is None else _resized(processor, size)

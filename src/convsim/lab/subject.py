@@ -1,4 +1,4 @@
-"""What a command is told to look at: a network, its weights, and how images reach it."""
+"""What a command looks at: a network, its weights, and how images reach it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Subject:
 
     Attributes:
         model: A name that `build_model` knows, or a folder with model.safetensors and record.json.
-        weights: A file of weights; of a folder its own if None. One that lies beside the record of
-            a run of this model is known to be that run's.
+        weights: A file of weights; if None, the folder's own. A file beside the record of a run of
+            this model counts as that run's.
         entry: As in `convsim.lab.weights.load_weights`.
         pretrained: Whether to download the library's weights.
         classes: Classes of the network's head; as the data's, or the record's, if None.
@@ -124,21 +124,19 @@ class Subject:
     def _is_librarys(self) -> bool:
         return self.name.partition(":")[0] in LIBRARIES and not self._recipe
 
-    def load_data(self, source: str, *, skip_bad: bool, progress: bool = True) -> ImageData:
+    def load_data(self, source: str, *, skip_bad: bool) -> ImageData:
         """Load images for the network: any, with or without classes and parts.
 
-        They stay in their files where the network has a preprocessing of its own, and are then
-        read one by one; else `size` is what photographs of many sizes are scaled to.
+        If the network has its own preprocessing, they stay in their files and are read one by one;
+        otherwise photographs of many sizes are scaled to `size`.
 
         Raises:
             DataError: As `convsim.lab.datasets.load_dataset`.
         """
         own = self.preprocess is not None or self._recorded is not None or self._is_librarys
-        # Data sets by name stay as they are: they are scaled when they are standardised.
+        # Named data sets are scaled later, when they are standardised.
         size = None if own or source in DATASETS else self.size
-        return load_dataset(
-            source, size=size, stream=own, whole=True, skip_bad=skip_bad, progress=progress
-        )
+        return load_dataset(source, size=size, stream=own, whole=True, skip_bad=skip_bad)
 
     def build(self, data: ImageData) -> tuple[nn.Module, Preprocessing]:
         """Build the network with its weights, drawn with seed 0 where there are none.
@@ -179,7 +177,7 @@ class Subject:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """Read the record of a run, refusing what is none.
+    """Read the record of a run, refusing anything else.
 
     Raises:
         DataError: If there is none, or it is damaged.

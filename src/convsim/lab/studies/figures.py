@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convsim.lab.studies.study import Row
+from convsim.report.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
 
 def change_figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     """Draw, by row, the change's 5 %, median and 95 % quantile, and how often it is a rise."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
-    drawing = Figure(figsize=(12, 1.5 + 0.27 * len(rows)), layout="constrained")
+    drawing = new_figure(12, 1.5 + 0.27 * len(rows))
     changes, rises = drawing.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     places = range(len(rows), 0, -1)
     for place, row in zip(places, rows, strict=True):

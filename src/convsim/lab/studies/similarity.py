@@ -91,7 +91,7 @@ def _inner(maps_GMP: Tensor) -> Tensor:
 
 
 def _worst_inputs(filters: Tensor, inputs: Tensor, steps: int = 100) -> Tensor:
-    """Ascend |cosine| of the maps at full padding over the inputs, every draw for itself."""
+    """Raise |cosine| of the maps at full padding over the inputs, on each draw by itself."""
     x = inputs.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05, maximize=True)
     for _ in range(steps):
