@@ -1,4 +1,4 @@
-"""Which backend takes which layer; under torch.compile all of it is one operator."""
+"""Which backend takes which layer. Under torch.compile all of this is one operator."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> lis
 
 
 def _candidates(device: torch.device) -> list[Backend]:
-    """List the backends to try, of which the first that serves a layer takes it."""
+    """List the backends to try; the first that serves a layer takes it."""
     name = os.environ.get("CONVSIM_BACKEND")
     if name is not None and name not in _BACKENDS:
         raise ConvsimError(

@@ -4,8 +4,9 @@ With a_i the autocorrelation of filter W_i and N_i the sum of its partners', CS 
 ∂CS/∂a_i = N_i. Hence ∂CS/∂W_i = 2·N_i ⋆ W_i at the kernel's own taps, and a unit filter W = K/‖K‖
 passes (g − W⟨g, W⟩)/‖K‖ on, where ⟨g, W⟩ = 2⟨a_i, N_i⟩.
 
-Two passes over the weights, a slice of filters at a time and, as matched channels do not meet, a
-slice of channels: intermediates stay small whatever the layer's size.
+Two passes over the weights, one slice of filters at a time. The matched form never mixes channels,
+so it also takes one slice of channels at a time. Intermediates stay small whatever the layer's
+size.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from convsim.similarity import (
 )
 
 _FOURIER_FROM = {"crossed": 256, "matched": 64}  # taps; benchmarks/large_kernels.py
-_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # of an intermediate: a cache's worth; few launches
+_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # an intermediate: a cache's worth; few launches
 
 
 class Gram:

@@ -15,13 +15,13 @@ from convsim.regularizer.optimizer_hooks import grad_scale, owns_layers
 class RegularizerCallback(DeferredRegularizer, Callback):
     """Add a penalty to whatever a module's training step returns, or to each ``manual_backward``.
 
-    A penalty on feature maps joins the backward pass of the loss, with its scale; one on kernels
-    adds its closed-form gradient before every optimizer step whose gradients a backward pass has
-    made, and before gradient clipping: of several optimizers, at the steps of the one that all
-    selected layers belong to. Both count once per optimizer step, whatever the gradient
-    accumulation and mixed precision. A schedule counts optimizer steps. The mean penalty of each
-    epoch is logged as ``convsim/PENALTY``, such as ``convsim/recommended``, or
-    ``convsim/recommended[LAYERS]``. The arguments are those of `DeferredRegularizer`.
+    A penalty on feature maps joins the backward pass of the loss and shares its scale. A penalty on
+    kernels adds its closed-form gradient before gradient clipping, at every optimizer step that
+    follows a backward pass; with several optimizers, at the steps of the one that owns all selected
+    layers. Both count once per optimizer step, with any gradient accumulation and mixed precision.
+    A schedule counts optimizer steps. The mean penalty of each epoch is logged as
+    ``convsim/PENALTY``, such as ``convsim/recommended``, or ``convsim/recommended[LAYERS]``. The
+    arguments are those of `DeferredRegularizer`.
 
     Raises:
         ConvsimError: While training, if several optimizers share the layers.

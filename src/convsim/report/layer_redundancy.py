@@ -39,12 +39,12 @@ class MapPair:
 
 @dataclass(frozen=True)
 class Twins:
-    """Two maps, of which the layers that read them can do without one.
+    """Two maps of which one can go: the layers that read them can make up for it.
 
     Attributes:
         kept: Index of the map that stays.
-        dropped: Index of the map that can go, once what reads it has its weights, times `factor`,
-            added to those of the other.
+        dropped: Index of the map that can go, once the layers that read it have added its weights,
+            times `factor`, to those of the kept map.
         factor: What the kept map is multiplied by to come nearest to the dropped one, over all
             pixels and images; negative for negatives.
         lost: The share of the dropped map's energy that is lost then, 1 − cosine²: 0 for maps that
@@ -184,15 +184,15 @@ class LayerRedundancy:
     def twins(self, threshold: float = 0.95) -> list[Twins]:
         """List the pairs of maps that can be folded into one: multiples of each other.
 
-        Unlike `duplicates`, whose pairs are alike image by image, whatever becomes of them: twins
-        have one factor for all images, and its sign, where the next layer reads them, so that its
-        weights can make up for the one that is dropped.
+        `duplicates` lists pairs that are alike image by image. Twins have, where the next layer
+        reads them, one factor with its sign for all images, so that the weights of that layer can
+        make up for the map that is dropped.
 
         Args:
             threshold: The least absolute cosine of the two maps over all pixels and images.
 
         Returns:
-            The weaker map of each pair as the one dropped, the most alike first.
+            The pairs, most alike first; the weaker map of each is the one to drop.
 
         Raises:
             ConvsimError: If the threshold is outside [0, 1], or maps were compared elsewhere.

@@ -1,4 +1,4 @@
-"""What to do about a report: one sentence with the numbers it stands on."""
+"""What to do about a report, in a few sentences with the numbers behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOISE = "noise"
 """What `ModelRedundancy.data` begins with where no real input was measured."""
 
 _SPREAD = 0.75
-"""Share of its maps' directions from which on a layer has little to give."""
+"""A layer whose maps use this share of their directions, or more, has little to give."""
 
 
 def unrelated(pixels: int) -> float:

@@ -26,9 +26,8 @@ _warned: set[Path] = set()
 def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> ImageData:
     """Read a decoded data set, or decode it and keep the result.
 
-    Images that stay in their files are not kept. A file in the cache whose content does not match
-    the fingerprint in it is made anew. Where the folder cannot be written, a warning says so once
-    and nothing is kept.
+    Images that stay in their files are not kept. A cached file that does not match its fingerprint
+    is made again. If the folder cannot be written, a warning says so once and nothing is kept.
 
     Args:
         key: Hash of what is decoded.
