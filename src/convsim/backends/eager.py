@@ -20,8 +20,8 @@ from convsim.backends.fourier import Fourier
 from convsim.backends.problem import Job
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
-from convsim.similarity import (
-    Options,
+from convsim.similarity import Options
+from convsim.similarity.convolutional import (
     expand_classes,
     pair_weight,
     pool_by_class,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Job, half_classes, merges_taps
+from convsim.backends.problem import Job, half_classes, merges_taps, together
 from convsim.caching import kept_on_stream
 from convsim.kernels import Geometry
 from convsim.similarity import Options, pair_weight
@@ -67,16 +67,13 @@ def _triton_works(device: torch.device) -> bool:
 
 def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
     """Add factor · gradient of each bank's similarity; return the similarities."""
-    by_geometry: dict[Geometry, list[int]] = {}
-    for i, job in enumerate(jobs):
-        by_geometry.setdefault(job.bank.geometry, []).append(i)
-    values: dict[int, Tensor] = {}
     device = jobs[0].bank.filters.device
-    for geometry, mine in by_geometry.items():
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            found = _of_one_geometry(geometry, [jobs[i] for i in mine], factor, options)
-        values.update(zip(mine, found.unbind(), strict=True))
-    return [values[i] for i in range(len(jobs))]
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return together(
+            jobs,
+            lambda job: job.bank.geometry,
+            lambda geometry, mine: _of_one_geometry(geometry, mine, factor, options).unbind(),
+        )
 
 
 def _of_one_geometry(

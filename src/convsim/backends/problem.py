@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from convsim.caching import kept
 from convsim.kernels import Geometry, KernelBank
-from convsim.similarity import Options, tap_pair_classes
+from convsim.similarity import Options
+from convsim.similarity.convolutional import tap_pair_classes
+
+_Item = TypeVar("_Item")
 
 
 class Job(NamedTuple):
@@ -25,6 +28,21 @@ class Job(NamedTuple):
 
     bank: KernelBank
     gradient: Tensor | None
+
+
+def together(
+    items: Sequence[_Item],
+    alike: Callable[[_Item], Any],
+    compute: Callable[[Any, list[_Item]], Sequence[Tensor]],
+) -> list[Tensor]:
+    """Compute items that are alike in one call each, and return the results in the items' order."""
+    places: dict[Any, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(alike(item), []).append(place)
+    found: dict[int, Tensor] = {}
+    for key, mine in places.items():
+        found.update(zip(mine, compute(key, [items[place] for place in mine]), strict=True))
+    return [found[place] for place in range(len(items))]
 
 
 class Backend(Protocol):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convsim.backends import eager
-from convsim.backends.problem import Job
+from convsim.backends.problem import Job, together
 from convsim.kernels.sharding import Share
 from convsim.precision import full_precision
 from convsim.similarity import Options
@@ -49,13 +49,11 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
 
 def _total(shares: Sequence[Share], parts: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
     """Add up the chosen parts over their ranks, in one message for each set of ranks."""
-    by_group: dict[Any, list[int]] = {}
-    for i in chosen:
-        by_group.setdefault(shares[i].process_group, []).append(i)
-    found: dict[int, Tensor] = {}
-    for process_group, mine in by_group.items():
+
+    def add_up(process_group: Any, mine: list[int]) -> list[Tensor]:
         total = torch.cat([parts[i].flatten() for i in mine])
         torch.distributed.all_reduce(total, group=process_group)
         pieces = total.split([parts[i].numel() for i in mine])
-        found.update((i, piece.view_as(parts[i])) for i, piece in zip(mine, pieces, strict=True))
-    return [found[i] for i in chosen]
+        return [piece.view_as(parts[i]) for i, piece in zip(mine, pieces, strict=True)]
+
+    return together(chosen, lambda i: shares[i].process_group, add_up)

@@ -26,9 +26,9 @@ from convsim.cli.console import (
     MISUSED,
     TERMINATED,
     out,
+    print_notes,
     progress_bar,
     say,
-    tell_notes,
 )
 from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, Pretrained, Size, SkipBad, TrainImages, with_recipe
@@ -55,7 +55,7 @@ from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run, Start
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
-from convsim.lab.training_data import load_to_train, where
+from convsim.lab.training_data import absolute_source, load_to_train
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -165,7 +165,7 @@ def train_command(
     )  # fmt: skip
     first = processes().rank == 0
     if first:
-        tell_notes(images)
+        print_notes(images)
     with progress_bar(shown=first) as progress:
         task = progress.add_task("epochs", total=recipe.epochs)
 
@@ -176,7 +176,7 @@ def train_command(
         network, record = train(run_, folder, show, device=device, loggers=logger or ())
     if not first:
         return
-    save_result(network, record | {"source": where(data)}, folder)
+    save_result(network, record | {"source": absolute_source(data)}, folder)
     print(json.dumps(record["result"], indent=1))
     for written in ("model.safetensors", "record.json", "last.ckpt"):
         say(f"wrote {folder / written}")
@@ -232,7 +232,7 @@ def compare_command(
             f"{did_you_mean(against, names)}"
         )
     images = load_to_train(data, recipe.model, size=size, augment=recipe.augment)
-    tell_notes(images)
+    print_notes(images)
     images = images.subset(train=train_images, seed=0)
     with progress_bar() as progress:
         task = progress.add_task("runs", total=None)

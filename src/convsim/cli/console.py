@@ -31,7 +31,7 @@ def say(text: object, *, head: str = "") -> None:
     talk.print(line, soft_wrap=True)
 
 
-def tell_notes(data: ImageData) -> None:
+def print_notes(data: ImageData) -> None:
     """Print what was done to a data set, and which files were left out since it was loaded."""
     for note in data.notes:
         say(note)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from convsim.cli.console import FOUND, out, progress_bar, say, tell_notes
+from convsim.cli.console import FOUND, out, print_notes, progress_bar, say
 from convsim.cli.options import ANY_DATA, MODEL, BatchSize, SkipBad, with_subject
 from convsim.errors import ConvsimError
 from convsim.lab.measuring import measure_on
@@ -103,7 +103,7 @@ def measure_command(
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     report = replace(report, model=model, weights=chosen.described)
-    tell_notes(dataset)
+    print_notes(dataset)
     shown: RedundancyReport | RedundancyComparison = report
     if earlier:
         shown = RedundancyComparison({**earlier, "after": report})

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from convsim.cli.console import out, progress_bar, say, tell_notes
+from convsim.cli.console import out, print_notes, progress_bar, say
 from convsim.cli.options import (
     ANY_DATA,
     MODEL,
@@ -24,7 +24,7 @@ from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
 from convsim.lab.shrinking import accuracy_on, shrink_on, train_on_
 from convsim.lab.subject import Subject
-from convsim.lab.training_data import readable
+from convsim.lab.training_data import without_unreadable
 from convsim.shrinking import Shrunk
 
 
@@ -82,11 +82,11 @@ def shrink_command(
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
     chosen = subject(model)
-    dataset = readable(chosen.load_data(data, skip_bad=skip_bad))
+    dataset = without_unreadable(chosen.load_data(data, skip_bad=skip_bad))
     if finetune:
         dataset.require_classes()
     network, preprocessing = chosen.build(dataset)
-    tell_notes(dataset)
+    print_notes(dataset)
     if chosen.weights is None and not chosen.pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"

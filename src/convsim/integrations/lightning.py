@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from convsim.integrations.later import DeferredRegularizer
+from convsim.integrations.deferred import DeferredRegularizer
 from convsim.regularizer.loss_hooks import join_
 from convsim.regularizer.optimizer_hooks import grad_scale, owns_layers
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from convsim.errors import ConvsimError
-from convsim.integrations.later import DeferredRegularizer
+from convsim.integrations.deferred import DeferredRegularizer
 from convsim.regularizer import Regularizer
 from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import grad_scale

@@ -74,7 +74,7 @@ def measure_on(
             autocorrelation=autocorrelation,
             place=place,
         )
-        return replace(report, data=f"{data.name}, test images, {preprocessing.said}")
+        return replace(report, data=f"{data.name}, test images, {preprocessing.description}")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError, require
-from convsim.lab.datasets.image_data import Images, pixel_statistics, squared
+from convsim.lab.datasets.image_data import Images, centre_squares, pixel_statistics
 from convsim.lab.datasets.image_files import fitted, to_tensor
 from convsim.lab.libraries import downloaded, imported
 
@@ -23,12 +23,12 @@ class Preprocessing(Protocol):
     """How images reach a network.
 
     Attributes:
-        said: What it does, for reports.
+        description: What it does, for reports.
         channels: Of what it gives, 1 or 3.
     """
 
     @property
-    def said(self) -> str: ...  # noqa: D102
+    def description(self) -> str: ...  # noqa: D102
     @property
     def channels(self) -> int: ...  # noqa: D102
 
@@ -66,7 +66,7 @@ class Standardised:
         return len(self.mean)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Name the size, and whose statistics they are."""
         scaled = "" if self.size is None else f"centre squares scaled to {self.size}×{self.size}, "
         return f"{scaled}standardised by mean and standard deviation of {self.origin}"
@@ -84,7 +84,7 @@ class Standardised:
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(part).view(shape) for part in (self.mean, self.std))
         prepared = (images.float() - mean) / std
-        return prepared if self.size is None else squared(prepared, self.size)
+        return prepared if self.size is None else centre_squares(prepared, self.size)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a run's record keeps."""
@@ -100,16 +100,16 @@ def _recoloured(images: Tensor, channels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LibrarysOwn:
+class ImageFunction:
     """What a library, or a function of the user's, makes of an RGB image.
 
     Attributes:
-        said: What it does, for reports.
+        description: What it does, for reports.
         function: Makes (C, H, W) of an image.
         channels: Of the images it is given.
     """
 
-    said: str
+    description: str
     function: Callable[[Image.Image], Any]
     channels: int = 3
 
@@ -135,7 +135,7 @@ class LibrarysOwn:
 
 def own_preprocessing(
     name: str, model: nn.Module, size: int | None, *, pretrained: bool = False
-) -> LibrarysOwn | None:
+) -> ImageFunction | None:
     """Return the preprocessing that a network of timm, torchvision or transformers comes with.
 
     Args:
@@ -173,7 +173,7 @@ def own_size(name: str) -> int | None:
     return None
 
 
-def users_preprocessing(name: str) -> LibrarysOwn:
+def users_preprocessing(name: str) -> ImageFunction:
     """Import a preprocessing of the user's own, "package.module:function".
 
     Raises:
@@ -184,36 +184,36 @@ def users_preprocessing(name: str) -> LibrarysOwn:
     function = getattr(imported(module_name, rule), function_name, None)
     if not callable(function):
         raise ConvsimError(f"Module {module_name!r} has no function {function_name!r}. {rule}")
-    return LibrarysOwn(f"prepared by {name}", function)
+    return ImageFunction(f"prepared by {name}", function)
 
 
-def _timm(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _timm(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     data = require("timm.data", "vision")
     config = data.resolve_model_data_config(model)
     if size is not None:
         config["input_size"] = (config["input_size"][0], size, size)
-    return LibrarysOwn(
+    return ImageFunction(
         f"timm's preprocessing: crop of {_times(config['input_size'][1:])}, "
         f"{100 * config['crop_pct']:.4g} % of the scaled image, {config['interpolation']}",
         data.create_transform(**config),
     )
 
 
-def _torchvision(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _torchvision(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     models = require("torchvision.models", "vision")
     transforms = models.get_model_weights(name).DEFAULT.transforms
     chosen = transforms()
     if size is not None:
         (crop,), (resize,) = chosen.crop_size, chosen.resize_size
         chosen = transforms(crop_size=size, resize_size=max(size, round(size * resize / crop)))
-    return LibrarysOwn(
+    return ImageFunction(
         f"torchvision's preprocessing: shorter side {chosen.resize_size[0]}, crop of "
         f"{_times((*chosen.crop_size, *chosen.crop_size)[:2])}, {chosen.interpolation.value}",
         chosen,
     )
 
 
-def _transformers(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _transformers(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     transformers = require("transformers", "vision")
     folder = Path(name)
     if pretrained or (folder / "preprocessor_config.json").is_file():
@@ -223,7 +223,7 @@ def _transformers(name: str, model: nn.Module, size: int | None, pretrained: boo
     else:
         processor = _processor_of_kind(model)
     options = {} if size is None else _resized(processor, size)
-    return LibrarysOwn(
+    return ImageFunction(
         f"transformers' {type(processor).__name__}" + (f" at {size}×{size}" if size else ""),
         _Processor(processor, options),
     )
@@ -275,7 +275,7 @@ def _times(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
 
 
-_OWN: dict[str, Callable[[str, nn.Module, int | None, bool], LibrarysOwn]] = {
+_OWN: dict[str, Callable[[str, nn.Module, int | None, bool], ImageFunction]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,

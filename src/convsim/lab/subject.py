@@ -121,7 +121,7 @@ class Subject:
         return Standardised(mean, std, size, origin="the run's training images")
 
     @property
-    def _is_librarys(self) -> bool:
+    def _from_library(self) -> bool:
         return self.name.partition(":")[0] in LIBRARIES and not self._recipe
 
     def load_data(self, source: str, *, skip_bad: bool) -> ImageData:
@@ -133,7 +133,7 @@ class Subject:
         Raises:
             DataError: As `convsim.lab.datasets.load_dataset`.
         """
-        own = self.preprocess is not None or self._recorded is not None or self._is_librarys
+        own = self.preprocess is not None or self._recorded is not None or self._from_library
         # Named data sets are scaled later, when they are standardised.
         size = None if own or source in DATASETS else self.size
         return load_dataset(source, size=size, stream=own, whole=True, skip_bad=skip_bad)
@@ -149,7 +149,7 @@ class Subject:
         channels = data.test_images.shape[1]
         if recorded is not None:
             channels = recorded.channels
-        elif self._is_librarys or self.preprocess is not None:
+        elif self._from_library or self.preprocess is not None:
             channels = 3
         classes = self.classes or (self._record or {}).get("classes")
         if classes is None:
@@ -171,7 +171,7 @@ class Subject:
         if recorded is not None:
             return recorded
         own = None
-        if self._is_librarys:
+        if self._from_library:
             own = own_preprocessing(self.name, network, self.size, pretrained=self.pretrained)
         return own or Standardised.of(data.train_images, self.size)
 

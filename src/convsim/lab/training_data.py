@@ -15,7 +15,7 @@ from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.datasets.image_files import ImageFiles
 from convsim.lab.datasets.image_folder import ManySizesError
 from convsim.lab.loading import prepared
-from convsim.lab.preprocessing import LibrarysOwn, own_size
+from convsim.lab.preprocessing import ImageFunction, own_size
 
 
 def load_to_train(
@@ -48,15 +48,15 @@ def load_to_train(
         if size is not None or (own := own_size(model)) is None:
             raise
         data = load(own)
-    return readable(data.require_classes())
+    return without_unreadable(data.require_classes())
 
 
-def where(source: str) -> str:
+def absolute_source(source: str) -> str:
     """Name a data set so that it can be found from anywhere: a path becomes absolute."""
     return source if source in DATASETS else str(Path(source).expanduser().absolute())
 
 
-def readable(data: ImageData) -> ImageData:
+def without_unreadable(data: ImageData) -> ImageData:
     """Leave out the files that cannot be read, if they may be, by decoding each once.
 
     Raises:
@@ -68,7 +68,7 @@ def readable(data: ImageData) -> ImageData:
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
         if not isinstance(images, ImageFiles) or not images.skipped.allowed:
             return data
-        for _ in prepared(images, LibrarysOwn("decoded", _nothing), 64):
+        for _ in prepared(images, ImageFunction("decoded", _nothing), 64):
             pass
         good = torch.tensor(
             [images.name(i) not in images.skipped.names for i in range(len(images))]

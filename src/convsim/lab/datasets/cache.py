@@ -38,7 +38,7 @@ def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> 
     Returns:
         The data set, under ``name``.
     """
-    data = kept(key, name, root)
+    data = find_cached(key, name, root)
     if data is None:
         data = decode()
         if isinstance(data.train_images, Tensor) and isinstance(data.test_images, Tensor):
@@ -46,7 +46,7 @@ def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> 
     return data
 
 
-def kept(key: str, name: str, root: Path) -> ImageData | None:
+def find_cached(key: str, name: str, root: Path) -> ImageData | None:
     """Read a decoded data set, if it is there."""
     return _read(_path(key, root), name)
 

@@ -165,7 +165,7 @@ class ImageData:
             return self
         if train.shape[2:] == (size, size):
             return self
-        train, test = squared(train, size), squared(test, size)
+        train, test = centre_squares(train, size), centre_squares(test, size)
         return replace(
             self, name=f"{self.name}-{size}px", train_images=train, test_images=test, fingerprint=""
         )
@@ -292,7 +292,7 @@ def _check_part(images: Images, labels: Tensor, classes: tuple[str, ...], where:
         )
 
 
-def squared(images: Tensor, size: int) -> Tensor:
+def centre_squares(images: Tensor, size: int) -> Tensor:
     """Scale images (N, C, H, W) to (N, C, size, size), from the largest square at the centre."""
     height, width = images.shape[2:]
     side = min(height, width)

@@ -13,7 +13,7 @@ from pathlib import Path
 from convsim.errors import DataError, did_you_mean
 from convsim.home import home
 from convsim.lab.datasets.archive import file_hash
-from convsim.lab.datasets.cache import cached, kept
+from convsim.lab.datasets.cache import cached, find_cached
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.digits import load_digits
 from convsim.lab.datasets.download import RemoteFile, fetch
@@ -201,14 +201,14 @@ class _Loading:
         key = None
         if not self.stream and self.path.is_file() and self.path.stat().st_size <= memory() // 4:
             key = self._key(file_hash(self.path))
-            if (data := kept(key, self._name(), self.root)) is not None:
+            if (data := find_cached(key, self._name(), self.root)) is not None:
                 return data
         skipped = Skipped(self.skip_bad)
         with progress_bar(self.progress) as bar:
             listing = list_images(self.path, bar, whole=self.whole, skipped=skipped)
         if not self.stream and isinstance(listing.source, FolderImages):
             key = self._key(listing.key)
-            if (data := kept(key, self._name(), self.root)) is not None:
+            if (data := find_cached(key, self._name(), self.root)) is not None:
                 return data
         layout, notes = with_test_part(listing.layout, self.path, whole=self.whole)
         listing = replace(listing, layout=layout)
