@@ -13,11 +13,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import TaskID
 from typer.core import TyperGroup
 
 from convsim.cli.console import (
@@ -25,6 +25,7 @@ from convsim.cli.console import (
     INTERRUPTED,
     MISUSED,
     TERMINATED,
+    counter,
     out,
     print_notes,
     progress_bar,
@@ -258,12 +259,10 @@ def demo_command(
     from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
 
     with progress_bar() as progress:
-        tasks: dict[str, TaskID] = {}
+        bars = cache(partial(counter, progress))
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
+            bars(what)(done, total)
 
         demo = run_demo(folder, show)
     paths = write_demo(demo, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -38,6 +39,12 @@ def print_notes(data: ImageData) -> None:
     files = data.test_images
     if isinstance(files, ImageFiles) and files.skipped.names:
         say(f"{files.skipped}.")
+
+
+def counter(progress: Progress, what: str, total: float | None = None) -> Callable[..., None]:
+    """Add a bar; return what tells it how much is done and, if that was not known, of how much."""
+    task = progress.add_task(what, total=total)
+    return lambda done, total=total: progress.update(task, completed=done, total=total)
 
 
 def progress_bar(*, shown: bool = True) -> Progress:

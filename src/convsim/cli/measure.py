@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from convsim.cli.console import FOUND, out, print_notes, progress_bar, say
+from convsim.cli.console import FOUND, counter, out, print_notes, progress_bar, say
 from convsim.cli.options import ANY_DATA, MODEL, BatchSize, SkipBad, with_subject
 from convsim.errors import ConvsimError
 from convsim.lab.measuring import measure_on
@@ -96,11 +96,10 @@ def measure_command(
     network, preprocessing = chosen.build(whole)
     dataset = whole.to_measure(images)
     with progress_bar() as progress:
-        task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
             network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
             modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=counter(progress, "images", len(dataset.test_labels)),
         )  # fmt: skip
     report = replace(report, model=model, weights=chosen.described)
     print_notes(dataset)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from convsim.cli.console import out, print_notes, progress_bar, say
+from convsim.cli.console import counter, out, print_notes, progress_bar, say
 from convsim.cli.options import (
     ANY_DATA,
     MODEL,
@@ -91,14 +91,10 @@ def shrink_command(
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
-
-        def show(what: str) -> Callable[[int, int], None]:
-            task = progress.add_task(what, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
         shrunk = shrink_on(
-            network, dataset, images=images, target=target, share=share, layers=layers,
-            preprocessing=preprocessing, batch_size=batch_size, progress=show("layers"),
+            network, dataset, images=images, target=target, share=share,
+            preprocessing=preprocessing, batch_size=batch_size, layers=layers,
+            progress=counter(progress, "layers"),
         )  # fmt: skip
 
         def score(model: nn.Module) -> float:
@@ -113,7 +109,7 @@ def shrink_command(
                 train_on_(
                     shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher,
                     preprocessing=preprocessing, augment=augment, precision=arithmetic,
-                    progress=show(name),
+                    progress=counter(progress, name),
                 )  # fmt: skip
                 scores[name] = score(shrunk.model)
     _tell(shrunk, dataset, scores, folder, html)

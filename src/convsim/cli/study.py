@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from convsim.cli.console import out, progress_bar, say
+from convsim.cli.console import counter, out, progress_bar, say
 from convsim.lab.files import locked
 from convsim.lab.studies import STUDIES, run_study
 from convsim.lab.tables import terminal_table
@@ -33,8 +33,7 @@ def study_command(
     study = STUDIES[name]
     count = draws or (study.quick if quick else study.draws)
     with locked(folder), progress_bar() as progress:
-        task = progress.add_task("cases", total=len(study.cases))
-        rows = run_study(study, count, folder, lambda done: progress.update(task, completed=done))
+        rows = run_study(study, count, folder, counter(progress, "cases", len(study.cases)))
     table = terminal_table(
         [heading for heading, _, _ in study.columns],
         [study.cells(row) for row in rows],

@@ -122,7 +122,11 @@ class ImageData:
             drawn += f"-{part}{count}"
         if not changes:
             return self
-        return replace(self, name=f"{self.name}{drawn}-seed{seed}", fingerprint="", **changes)
+        return self._derived(f"{drawn}-seed{seed}", **changes)
+
+    def _derived(self, suffix: str, **changes: Any) -> ImageData:
+        """Change some fields; the name says how, and the fingerprint is computed anew."""
+        return replace(self, name=self.name + suffix, fingerprint="", **changes)
 
     def to_measure(self, images: int) -> ImageData:
         """Draw the test images that feature maps are compared on, class by class, with seed 0.
@@ -147,12 +151,8 @@ class ImageData:
         else:
             drawn = stratified(labels, count, seed=0, where=f"the test part of {self.name!r}")
         drawn = drawn[_taking_turns(labels[drawn])]
-        return replace(
-            self,
-            name=f"{self.name}-test{count}-seed0",
-            test_images=self.test_images[drawn],
-            test_labels=labels[drawn],
-            fingerprint="",
+        return self._derived(
+            f"-test{count}-seed0", test_images=self.test_images[drawn], test_labels=labels[drawn]
         )
 
     def resized(self, size: int) -> ImageData:
@@ -166,9 +166,7 @@ class ImageData:
         if train.shape[2:] == (size, size):
             return self
         train, test = centre_squares(train, size), centre_squares(test, size)
-        return replace(
-            self, name=f"{self.name}-{size}px", train_images=train, test_images=test, fingerprint=""
-        )
+        return self._derived(f"-{size}px", train_images=train, test_images=test)
 
     def hold_out(self, fraction: float, seed: int = 0) -> ImageData:
         """Replace the test part by a stratified validation share of the training part.
@@ -209,15 +207,11 @@ class ImageData:
                 f"Every class must keep a training image: holding out {fraction} of {self.name!r} "
                 f"leaves none of class {self.classes[min(used_up)]!r}. Hold out a smaller share."
             )
-        return replace(
-            self,
-            name=f"{self.name}-validation{fraction:g}-seed{seed}",
-            train_images=self.train_images[keep],
-            train_labels=labels[keep],
-            test_images=self.train_images[held],
-            test_labels=labels[held],
-            fingerprint="",
-        )
+        return self._derived(
+            f"-validation{fraction:g}-seed{seed}",
+            train_images=self.train_images[keep], train_labels=labels[keep],
+            test_images=self.train_images[held], test_labels=labels[held],
+        )  # fmt: skip
 
 
 def stratified(labels: Tensor, count: int, *, seed: int, where: str) -> Tensor:
