@@ -80,8 +80,8 @@ def convolved_weight(name: str, module: Any) -> ConvolvedWeight:
         reason = str(error) if isinstance(error, ConvsimError) else _describe(error)
         raise ConvsimError(
             f"Layer {name!r} ({type(module).__name__}): the weight that convolves cannot be read: "
-            f"{reason}. Leave the layer out with layers=…, or make its weight by "
-            "torch.nn.utils.parametrize, which needs no run of its forward."
+            f"{reason}. Leave the layer out with layers=…, or make its weight with "
+            "torch.nn.utils.parametrize, so that its forward need not run."
         ) from error
     trains = recorded and any(parameter.requires_grad for parameter in module.parameters())
     own = found.weight is module._parameters.get("weight")

@@ -195,8 +195,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(
-            f"{path} is no record of convsim train ({type(error).__name__}: {error}). Train again, "
-            "or name the model and give --weights."
+            f"{path} is not a record of convsim train ({type(error).__name__}: {error}). Train "
+            "again, or name the model and give --weights."
         ) from error
     result: dict[str, Any] = record
     return result

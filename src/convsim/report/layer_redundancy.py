@@ -175,10 +175,8 @@ class LayerRedundancy:
         Raises:
             ConvsimError: If the threshold is outside [0, 1].
         """
-        if not 0 <= threshold <= 1:
-            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
-        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
-        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
+        found = _pairs_above(self.matrix, threshold)
+        pairs = [(i, j, float(self.matrix[i, j])) for i, j in found]
         return sorted(pairs, key=lambda pair: -pair[2])
 
     def twins(self, threshold: float = 0.95) -> list[Twins]:
@@ -197,18 +195,23 @@ class LayerRedundancy:
         Raises:
             ConvsimError: If the threshold is outside [0, 1], or maps were compared elsewhere.
         """
-        if not 0 <= threshold <= 1:
-            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
         if self.pooled is None or self.rms is None:
             raise ConvsimError(
                 f"Twins are maps that the next layer can do without: layer {self.name!r} was "
                 "measured before normalization and activation. Measure with place='reading'."
             )
-        above = torch.ones_like(self.pooled).triu(1).bool() & (self.pooled.abs() >= threshold)
         found = []
-        for i, j in above.nonzero().tolist():
+        for i, j in _pairs_above(self.pooled.abs(), threshold):
             kept, dropped = (i, j) if self.rms[i] >= self.rms[j] else (j, i)
             cosine = float(self.pooled[i, j])
             factor = cosine * float(self.rms[dropped] / self.rms[kept])
             found.append(Twins(kept, dropped, factor, 1 - cosine**2))
         return sorted(found, key=lambda pair: pair.lost)
+
+
+def _pairs_above(similarity_MM: Tensor, threshold: float) -> list[list[int]]:
+    if not 0 <= threshold <= 1:
+        raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+    above_MM = torch.ones_like(similarity_MM).triu(1).bool() & (similarity_MM >= threshold)
+    pairs: list[list[int]] = above_MM.nonzero().tolist()
+    return pairs

@@ -97,8 +97,8 @@ def decode_cifar(
         raise
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(
-            f"A {name} batch must hold b'data' in rows of 3072 bytes and {layout.labels!r}, the "
-            f"file {layout.meta} {layout.classes!r}: one in {path} does not "
+            f"A {name} batch must hold b'data' in rows of 3072 bytes and {layout.labels!r}, and "
+            f"the file {layout.meta} must hold {layout.classes!r}: one in {path} does not "
             f"({type(error).__name__}: {error}). Download it again."
         ) from error
 
