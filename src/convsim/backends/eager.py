@@ -67,8 +67,8 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
 
 def sum_autocorrelations(bank: KernelBank, options: Options) -> Tensor:
     """Sum the autocorrelations of a group's filters, in float64: (G, X, L)."""
-    cut = _SlicedFilters(bank, options)
-    sums = [cut.autocorrelate(c).sum(1, dtype=torch.float64) for c in cut.channels]
+    sliced = _SlicedFilters(bank, options)
+    sums = [sliced.autocorrelate(c).sum(1, dtype=torch.float64) for c in sliced.channels]
     return torch.cat(sums, 1)
 
 
@@ -80,34 +80,34 @@ def add_gradient_(
     `further` (G, X, L) is the sum of partners that are not in the bank.
     """
     bank, gradient = job
-    cut = _SlicedFilters(bank, options)
+    sliced = _SlicedFilters(bank, options)
     weight = pair_weight(bank, options)
     along_GM = bank.filters.new_zeros(bank.filters.shape[:2])
 
     def add(i: int, c: slice, g_GMCn: Tensor) -> None:
         assert gradient is not None
-        norm, peak = cut.norms[i]
+        norm, peak = sliced.norms[i]
         own = g_GMCn * (2 * weight * factor / norm / peak)
-        gradient[:, cut.filters[i], c].add_(own.unflatten(-1, bank.kernel))
+        gradient[:, sliced.filters[i], c].add_(own.unflatten(-1, bank.kernel))
 
-    slices = range(len(cut.filters) if gradient is not None else 0)
-    for c in cut.channels:
-        a_GMXL = cut.autocorrelate(c)
+    slices = range(len(sliced.filters) if gradient is not None else 0)
+    for c in sliced.channels:
+        a_GMXL = sliced.autocorrelate(c)
         n_GMXL = sum_partners(a_GMXL.flatten(2), options.pairs).view_as(a_GMXL)
         if further is not None:
             n_GMXL = n_GMXL + further[:, None, c].to(n_GMXL)
         along_GM += (a_GMXL * n_GMXL).sum((-2, -1))
         for i in slices:
-            add(i, c, cut.correlator.convolve(cut.unit(i, c), n_GMXL[:, cut.filters[i]]))
+            add(i, c, sliced.correlator.convolve(sliced.unit(i, c), n_GMXL[:, sliced.filters[i]]))
     if options.scale == "unit":
         for i in slices:
-            along = along_GM[:, cut.filters[i], None, None]
-            add(i, slice(None), -cut.unit(i, slice(None)) * along)
+            along = along_GM[:, sliced.filters[i], None, None]
+            add(i, slice(None), -sliced.unit(i, slice(None)) * along)
     return 0.5 * weight * along_GM.sum()
 
 
 class _SlicedFilters:
-    """A bank's scaled filters, cut so that an intermediate has about `_ELEMENTS` numbers."""
+    """A bank's scaled filters, sliced so that an intermediate has about `_ELEMENTS` numbers."""
 
     def __init__(self, bank: KernelBank, options: Options) -> None:
         large = bank.geometry.taps > _FOURIER_FROM[options.channels] and Fourier.serves(bank)

@@ -199,8 +199,8 @@ def _autocorrelation(bank: KernelBank, options: Options) -> Tensor:
     """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
     if bank.share is not None:
         raise ConvsimError(
-            "These are one rank's filters of a sharded layer. Here, as for a second derivative, all "
-            "ranks' are needed: gather the weight with full_tensor()."
+            "These are one rank's filters of a sharded layer. Here, as for a second derivative, "
+            "those of all ranks are needed: gather the weight with full_tensor()."
         )
     w_GMCn = scaled_filters(bank.filters.flatten(3), options.scale)[0]
     return pool_by_class(tap_products(w_GMCn, options.channels), bank).flatten(2)
