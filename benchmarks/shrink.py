@@ -59,7 +59,7 @@ class Case:
         """Train the network in the lab, or take it from its folder."""
         options = self.options
         recipe = Recipe(
-            model=options.model, width=options.width and int(options.width), epochs=options.epochs,
+            model=options.model, width=int(options.width) if options.width else None, epochs=options.epochs,
             lr=0.1, weight_decay=5e-4, augment=True, precision=options.precision,
         )  # fmt: skip
         folder = options.runs / f"{self.name}-{options.epochs}-{self.seed}"
