@@ -32,9 +32,10 @@ from torch import Tensor, nn
 import convsim
 from convsim.lab.datasets import ImageData, load_dataset
 from convsim.lab.methods import parse_method
+from convsim.lab.preprocessing import Standardised
 from convsim.lab.records import append_record, environment, read_records
 from convsim.lab.runs import Recipe, Run
-from convsim.lab.shrinking import Preparation, accuracy_on, train_on_
+from convsim.lab.shrinking import accuracy_on, train_on_
 from convsim.lab.training import train
 from convsim.shrinking.budget import parameter_cost, uniform, uniform_share
 from convsim.shrinking.survey import Survey, survey
@@ -58,7 +59,7 @@ class Case:
         """Train the network in the lab, or take it from its folder."""
         options = self.options
         recipe = Recipe(
-            model=options.model, width=options.width and int(options.width), epochs=options.epochs,
+            model=options.model, width=int(options.width) if options.width else None, epochs=options.epochs,
             lr=0.1, weight_decay=5e-4, augment=True, precision=options.precision,
         )  # fmt: skip
         folder = options.runs / f"{self.name}-{options.epochs}-{self.seed}"
@@ -73,7 +74,7 @@ class Case:
 
     @cached_property
     def _inputs(self) -> Tensor:
-        return Preparation(self.data)(self._sample.train_images)
+        return Standardised.of(self.data.train_images).batch(self._sample.train_images)
 
     @property
     def batches(self) -> list[Tensor]:
