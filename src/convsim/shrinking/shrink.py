@@ -16,7 +16,7 @@ from convsim.kernels import LayerFilter
 from convsim.shrinking.archive import REPORT, save_network
 from convsim.shrinking.budget import (
     Cost,
-    allocate,
+    balance,
     channel_cost,
     multiplication_cost,
     parameter_cost,
@@ -111,7 +111,7 @@ def shrink(
         layers: Layers whose outputs may be cut, as in `convsim.conv_layers`, linear layers
             included. Channels that several layers put out together are cut if all are chosen.
         uniformly: Whether to keep the same share of every layer, instead of dropping where least is
-            lost for what is saved.
+            lost for what is saved (`convsim.shrinking.budget.balance`).
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
@@ -252,7 +252,7 @@ def _allocate(
         kept = uniform(groups, cost, most, multiples)
     else:
         errors = [selection.total_errors() for selection in found.selections]
-        kept = allocate(errors, cost, most, multiple_of=multiples)
+        kept = balance(errors, groups, cost, most, multiple_of=multiples)
     if cost.at(kept) > most:
         names = ", ".join(f"{one.layer} ({one.reason})" for one in found.left[:5])
         raise ConvsimError(
