@@ -1,0 +1,70 @@
+"""Penalties on kernels that know their gradient, as differentiable values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsim.kernels import KernelBank
+from convsim.penalties.base import Penalty
+
+
+class ClosedFormPenalty(Penalty):
+    """A penalty whose `add_gradients_` needs no autograd, and so its values do not."""
+
+    def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
+        """Compute the penalty of each layer, differentiable, its gradient in closed form.
+
+        The gradient is computed with the value and kept until the backward pass: as much memory as
+        the filters take, where `add_gradients_` needs none. A second derivative goes by autograd,
+        and so does all of it under torch.func's transforms, which see through torch's own
+        operations only.
+        """
+        if torch._C._are_functorch_transforms_active():
+            return [self.value(bank) for bank in banks]
+        if not any(bank.filters.requires_grad for bank in banks) or not torch.is_grad_enabled():
+            return self.add_gradients_(banks, [None] * len(banks), 1.0)
+        outputs: Any = _InClosedForm.apply(  # type: ignore[no-untyped-call]
+            self, banks, *(bank.filters for bank in banks)
+        )
+        return list(outputs[: len(banks)])
+
+
+class _InClosedForm(torch.autograd.Function):
+    """Penalties of layers, with their gradients as further outputs for the backward pass."""
+
+    @staticmethod
+    def forward(penalty: Penalty, banks: Sequence[KernelBank], *filters: Tensor) -> Any:
+        plain = [bank.with_filters(own.detach()) for bank, own in zip(banks, filters, strict=True)]
+        gradients = [torch.zeros_like(bank.filters) for bank in plain]
+        values = penalty.add_gradients_(plain, gradients, 1.0)
+        return *values, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.penalty, ctx.banks, *filters = inputs
+        gradients = output[len(filters) :]
+        ctx.mark_non_differentiable(*gradients)
+        ctx.save_for_backward(*filters, *gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        count = len(ctx.banks)
+        filters, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            gradients = [
+                _differentiable_gradient(ctx.penalty, bank.with_filters(own)) if needed else None
+                for bank, own, needed in zip(
+                    ctx.banks, filters, ctx.needs_input_grad[2:], strict=True
+                )
+            ]
+        pairs = zip(gradients, upstream[:count], strict=True)
+        return None, None, *(None if own is None else own * by for own, by in pairs)
+
+
+def _differentiable_gradient(penalty: Penalty, bank: KernelBank) -> Tensor:
+    (gradient,) = torch.autograd.grad(penalty.value(bank), bank.filters, create_graph=True)
+    return gradient
