@@ -39,7 +39,7 @@ def squared_products(unit_GMn: Tensor) -> Tensor:
 
 
 def squared_products_and_gradient(unit_GMn: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `squared_products` and its gradient (G, M, n) by vectors of which these are the units.
+    """Compute `squared_products` and its gradient (G, M, n) by the vectors that are u · length.
 
     Each filter's gradient is still to be divided by its length. ‖u uᵀ‖ = ‖uᵀu‖: the smaller of the
     two is made, M × M or n × n.
