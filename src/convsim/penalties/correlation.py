@@ -12,7 +12,6 @@ maps.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from convsim.precision import exact_dtype
@@ -50,12 +49,10 @@ def squared_correlation_and_gradient(samples_LSM: Tensor) -> tuple[Tensor, Tenso
 
 def _inverse_lengths(centered_LSM: Tensor) -> Tensor:
     """Compute 1 / √(‖c‖² + S·ε) of each column."""
-    # In float64, where squares of any float32 are in range.
-    length_L1M = torch.linalg.vector_norm(
-        centered_LSM, dim=-2, keepdim=True, dtype=exact_dtype(centered_LSM.device)
-    )
+    exact_LSM = centered_LSM.to(exact_dtype(centered_LSM.device))  # any square is in range
+    squares_L1M = exact_LSM.square().sum(-2, keepdim=True)
     least = centered_LSM.shape[-2] * _VARIANCE
-    return (length_L1M.square() + least).rsqrt().to(centered_LSM.dtype)
+    return (squares_L1M + least).rsqrt().to(centered_LSM.dtype)
 
 
 def _pairs(samples_LSM: Tensor) -> int:
