@@ -27,28 +27,23 @@ class ClosedFormPenalty(Penalty):
             return [self.value(bank) for bank in banks]
         if not any(bank.filters.requires_grad for bank in banks) or not torch.is_grad_enabled():
             return self.add_gradients_(banks, [None] * len(banks), 1.0)
-        outputs: Any = _InClosedForm.apply(  # type: ignore[no-untyped-call]
+        values: Any = _InClosedForm.apply(  # type: ignore[no-untyped-call]
             self, banks, *(bank.filters for bank in banks)
         )
-        return list(outputs[: len(banks)])
+        return list(values)
 
 
 class _InClosedForm(torch.autograd.Function):
-    """Penalties of layers, with their gradients as further outputs for the backward pass."""
+    """Penalties of layers, which keep their gradients for the backward pass."""
 
     @staticmethod
-    def forward(penalty: Penalty, banks: Sequence[KernelBank], *filters: Tensor) -> Any:
+    def forward(ctx: Any, penalty: Penalty, banks: Sequence[KernelBank], *filters: Tensor) -> Any:
         plain = [bank.with_filters(own.detach()) for bank, own in zip(banks, filters, strict=True)]
         gradients = [torch.zeros_like(bank.filters) for bank in plain]
         values = penalty.add_gradients_(plain, gradients, 1.0)
-        return *values, *gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.penalty, ctx.banks, *filters = inputs
-        gradients = output[len(filters) :]
-        ctx.mark_non_differentiable(*gradients)
+        ctx.penalty, ctx.banks = penalty, banks
         ctx.save_for_backward(*filters, *gradients)
+        return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
@@ -61,7 +56,7 @@ class _InClosedForm(torch.autograd.Function):
                     ctx.banks, filters, ctx.needs_input_grad[2:], strict=True
                 )
             ]
-        pairs = zip(gradients, upstream[:count], strict=True)
+        pairs = zip(gradients, upstream, strict=True)
         return None, None, *(None if own is None else own * by for own, by in pairs)
 
 
