@@ -36,7 +36,11 @@ from record import Record
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-_RIVALS = ["penalties/test_rivals.py", "penalties/test_expected_similarity.py"]
+_PENALTIES = [
+    "penalties/test_rivals.py",
+    "penalties/test_map_similarity.py",
+    "penalties/test_decov.py",
+]
 _SIMILARITY = [
     "similarity/test_convolutional.py",
     "test_numbers.py",
@@ -45,28 +49,28 @@ _SIMILARITY = [
 _MODEL = [
     "regularizer/test_regularizer.py",
     "regularizer/test_forward_hooks.py",
-    *_RIVALS,
+    "regularizer/test_optimizer_hooks.py",
+    "regularizer/test_samples.py",
+    "regularizer/test_sampling.py",
+    *_PENALTIES,
     "test_numbers.py",
 ]
 TESTS = {
     "similarity": _SIMILARITY,
     "kernels": [
         "kernels/test_kernels.py",
+        "kernels/test_windows.py",
+        "kernels/test_computed_weight.py",
         "regularizer/test_regularizer.py",
         "similarity/test_convolutional.py",
         "test_numbers.py",
     ],
     "regularizer": _MODEL,
-    "penalties": [
-        *_RIVALS,
-        "penalties/test_decov.py",
-        "test_numbers.py",
-        "regularizer/test_regularizer.py",
-    ],
+    "penalties": [*_PENALTIES, "test_numbers.py", "regularizer/test_regularizer.py"],
 }
 SLOW = " or ".join(
     ["compile", "training_with_it", "timm", "large_layers", "adversary", "certificate",
-     "both_ways", "finite_differences", "not_seen"]
+     "both_ways", "finite_differences"]
 )  # fmt: skip
 SECONDS = 240
 
@@ -179,10 +183,6 @@ def _tests_pass(source: Path, tests: list[str], killer: Path) -> int:
         return int(pytest.main([*options, *config, *paths], plugins=[_Killer(killer)]))
     except BaseException:  # whatever a mutant does to pytest itself
         return 1
-
-
-def _digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:12]
 
 
 def _digest(*paths: Path) -> str:

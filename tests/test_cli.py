@@ -206,7 +206,7 @@ def test_train_starts_from_weights_logs_and_says_what_it_wrote(run, tmp_path):
     }
     file.write_text("epoch = 1\n")
     answer = run("train", "digits", "--out", tmp_path / "c", "--config", file, code=2)
-    assert "'epoch', which is no option of train. Did you mean 'epochs'?" in plain(answer.err)
+    assert "'epoch', which is not an option of train. Did you mean 'epochs'?" in plain(answer.err)
 
 
 def test_measure_trained_weights_before_and_after(run, tmp_path):
@@ -252,7 +252,7 @@ def test_measure_finds_a_dead_layer(run, tmp_path):
 def test_measure_without_any_pair_has_no_verdict(run):
     small = ["--size", "4", "--layers", "14"]  # maps of one pixel
     answer = run("measure", "cnn", "--data", "digits", *small, "--max-similarity", "0.5", code=2)
-    assert "no similarity to hold against --max-similarity" in plain(answer.err)
+    assert "no similarity to compare with --max-similarity" in plain(answer.err)
 
 
 @pytest.mark.usefixtures("vision")
@@ -285,7 +285,7 @@ def test_measure_models_of_libraries(run, tmp_path, monkeypatch):
         (["measure", "no.where:f", "--data", "digits"], 2, "'no.where' cannot be imported"),
         (["measure", "cnn", "--data", "digits", "--weights", "no.pt"], 2, "no weights file"),
         (["measure", "cnn", "--data", "digits", "--before", "no.json"], 2, "No such file"),
-        (["measure", "cnn", "--data", "digits", "--before", __file__], 2, "no report of convsim"),
+        (["measure", "cnn", "--data", "digits", "--before", __file__], 2, "Not a convsim report"),
         (["measure", "cnn", "--data", "digits", "--layers", "x"], 2, "No convolution is selected"),
         (["measure", "cnn", "--data", "digits", "--modules", "x"], 2, "No module is selected"),
         (["measure", "cnn", "--data", "digits", "--max-similarity", "2"], 2, "or equal to 1"),

@@ -60,6 +60,13 @@ def test_mutants_change_the_source_and_can_be_run():
         compile(changed, "mutant", "exec")
 
 
+def test_the_places_and_tests_of_mutants_exist():
+    for name, tests in mutants.TESTS.items():
+        assert (mutants.SOURCE / "convsim" / name).is_dir(), name
+        missing = [test for test in tests if not (mutants.ROOT / "tests" / test).is_file()]
+        assert not missing
+
+
 def test_every_pair_of_instruction_set_thread_count_and_seed_is_run():
     settings = processors.settings([*processors.LIMITS])
     choices = ([*processors.LIMITS], [1, 2], [*processors.SEEDS])

@@ -52,8 +52,8 @@ def _demo() -> tuple[list[tuple[str, ...]], str]:
     ]
     rows.append(_trained(f"train, {shown['epochs']} epochs", shown["with"], shown["without"]))
     return rows, (
-        f"{presentation.note(shown)} This is `make demo`, on {_machine(demo)}; its settings, with "
-        "coefficient 3, were found by trying, so that one sees something, and on no held-out data. "
+        f"{presentation.note(shown)} This is `make demo`, on {_machine(demo)}. Its settings, with "
+        "coefficient 3, were found by trying, not on held-out data, to show an effect quickly. "
     )
 
 

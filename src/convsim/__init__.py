@@ -37,7 +37,7 @@ _SHRINKING = {"LayerChange", "ShrinkReport", "Shrunk", "load_shrunk", "shrink"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what shrinks when it is asked for, for a training loop never does."""
+    """Import shrinking only when it is asked for: a training loop never needs it."""
     if name not in _SHRINKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from convsim import shrinking  # noqa: PLC0415

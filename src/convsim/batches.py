@@ -1,4 +1,4 @@
-"""What a model reads of a batch, and what is said where the two do not fit."""
+"""Which part of a batch a model reads, and the error where the two do not fit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from convsim.errors import ConvsimError
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 Forward = Callable[[nn.Module, Any], object]
-"""Called with the model and a batch on its device; what it returns is not looked at."""
+"""Called with the model and a batch on its device; its result is ignored."""
 
 _TARGETS = ("label", "labels", "target", "targets")
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def copied(batch: Any, device: torch.device | None) -> Any:
-    """Copy the tensors of a batch to a device, so that a forward in place spares the caller's."""
+    """Copy a batch's tensors to a device: a forward that works in place spares the caller's."""
     if isinstance(batch, Tensor):
         return batch.detach().to(device, copy=True)
     if isinstance(batch, MutableMapping):
-        twin = copy.copy(batch)  # of its own type, for a forward that asks batch.pixel_values
+        twin = copy.copy(batch)  # of its own type: a forward may ask for batch.pixel_values
         for key, value in batch.items():
             twin[key] = copied(value, device)
         return twin
@@ -40,12 +40,13 @@ def copied(batch: Any, device: torch.device | None) -> Any:
 def run(model: nn.Module, batch: Any) -> None:
     """Run a model on what it takes of a batch.
 
-    A tensor is passed on, and of a sequence the first entries, as many as ``forward`` requires. Of
-    a mapping the entries that ``forward`` has names for are passed by name, without labels unless
-    it requires them; where that is not enough, "pixel_values" alone.
+    A tensor is passed as it is; of a sequence, as many of the first entries as ``forward``
+    requires. Of a mapping, the entries that ``forward`` has parameters for are passed by name,
+    labels only if it requires them. If those are not enough, "pixel_values" alone is passed.
 
     Raises:
-        ConvsimError: If that does not make a call, or it fails on types that do not fit.
+        ConvsimError: If the batch has too little for a call, or the call fails on types that do not
+            fit.
     """
     args, kwargs = _arguments(model, batch)
     try:
@@ -60,19 +61,20 @@ def run(model: nn.Module, batch: Any) -> None:
 
 
 def only_input(model: nn.Module, batch: Any) -> Tensor:
-    """Find the one tensor that a model takes of a batch, as `run` passes it on.
+    """Find the one tensor that a model takes from a batch, as `run` passes it.
 
     Raises:
-        ConvsimError: If that makes no call, or more than one tensor goes into it.
+        ConvsimError: If the batch has too little for a call, or the call takes more than one
+            tensor.
     """
     args, kwargs = _arguments(model, batch)
     (given, *others) = (*args, *kwargs.values())
     if others or not isinstance(given, Tensor) or not given.dim():
         raise ConvsimError(
-            f"{type(model).__name__} takes {1 + len(others)} inputs of a batch"
+            f"{type(model).__name__} takes {1 + len(others)} inputs from a batch"
             f"{'' if isinstance(given, Tensor) else ', the first a ' + type(given).__name__}: "
-            "networks of one tensor (N, …) alone are served here. Wrap the model in a module of "
-            "one input."
+            "here a network must take one tensor (N, …). Wrap the model in a module with one "
+            "input."
         )
     return given
 
@@ -81,7 +83,7 @@ def images_of(batch: Any) -> tuple[int, Tensor]:
     """Find the images of a batch: its first part of three axes or more, or its first tensor.
 
     Returns:
-        How many there are, and the first ones, as many as are of one size: (N, …).
+        How many there are, and those from the first on that share its size: (N, …).
     """
     parts = _parts(batch)
     found = [part for part in parts if _is_input(part)]
@@ -103,13 +105,13 @@ def _parts(batch: Any) -> tuple[Any, ...]:
 
 
 def _is_input(part: Any) -> bool:
-    """Whether it is a tensor, or a list of images as detectors take."""
+    """Tell whether a part is a tensor, or a list of images as detectors take."""
     several = isinstance(part, list | tuple) and bool(part)
     return isinstance(part, Tensor) or (several and all(isinstance(x, Tensor) for x in part))
 
 
 def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Choose what of a batch `forward` is called with."""
+    """Choose the parts of a batch that `forward` is called with."""
     takes = _parameters(model)
     required = [x for x in takes if x.default is x.empty and x.kind not in _VARIADIC]
     if isinstance(batch, Mapping):
@@ -136,7 +138,7 @@ def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
 def _parameters(model: nn.Module) -> list[Parameter]:
     try:
         return list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):  # not of Python
+    except (TypeError, ValueError):  # a callable without a signature in Python
         return []
 
 

@@ -1,4 +1,4 @@
-"""Small tables, made once and kept, so that what is kept serves every mode and stream."""
+"""Small tables, made once and kept in a way that serves every mode and stream."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CAPTURED: list[Any] = []  # what CUDA graphs read, or copy from, at every repla
 
 
 def kept(maxsize: int) -> Callable[[_Make], _Make]:
-    """Keep what a function makes of hashable arguments, the `maxsize` used last.
+    """Keep the results of a function of hashable arguments, the `maxsize` used last.
 
     Where tensors are not real ones, as under FakeTensorMode, `torch.export`, `torch.compile` or
-    `torch.func`, the function runs anew: what it makes there is of no use elsewhere, nor the
-    reverse. A tensor on a GPU is marked for every stream that takes it.
+    `torch.func`, the function runs anew: a result from there cannot be used elsewhere, nor one from
+    elsewhere there. A tensor on a GPU is marked for every stream that takes it.
     """
 
     def decorate(make: _Make) -> Any:
@@ -35,7 +35,6 @@ def kept(maxsize: int) -> Callable[[_Make], _Make]:
             _mark_for_stream(found)
             return found
 
-        look_up.__dict__["forget"] = kept_make.cache_clear
         return look_up
 
     return decorate
@@ -49,7 +48,7 @@ def tensors_are_real() -> bool:
 
 
 def _mark_for_stream(found: Any) -> None:
-    """Let the memory of what is dropped wait for all streams, and for a captured graph for ever."""
+    """Keep the memory of dropped tables until no stream reads it, for a captured graph for ever."""
     tables = found if isinstance(found, tuple) else ()
     on_gpu = [one for one in tables if isinstance(one, Tensor) and one.is_cuda]
     for table in on_gpu:
@@ -68,9 +67,9 @@ def kept_on_stream(
 ) -> tuple[Tensor, ...]:
     """Make tables once and send them to a device, from pinned memory without waiting for it.
 
-    Each stream has its own: another could read a copy before it has arrived, or after it is gone.
-    A graph that is captured may be replayed at any time: what it reads is never let go, and what it
-    copies is not shown to others, for it is there only after a replay.
+    Each stream has its own: another could read a copy before it has arrived, or after it is gone. A
+    captured graph may be replayed at any time. So what it reads is never freed, and what it copies
+    is not shared, because it is there only after a replay.
     """
     key = (make, described, device, _stream(device))
     found = _ON_STREAMS.get(key)

@@ -23,10 +23,11 @@ class InitializationHistory:
 
     Attributes:
         values: For each layer, its penalty before each step and after the last: steps + 1 numbers.
-            The last is that of the weight as the layer has it now, which a parametrization that
-            projects, or half precision, makes another than the one that was arrived at.
-        norm_ratio: For each layer, the mean of its filters' norms over that before; 1 where norms
-            are kept.
+            The last is measured on the weight that the layer has in the end, which may differ from
+            what the last step arrived at: a parametrization may project it, and half precision
+            rounds it.
+        norm_ratio: For each layer, the mean norm of its filters divided by the mean before; 1 where
+            norms are kept.
     """
 
     values: dict[str, tuple[float, ...]]
@@ -45,8 +46,8 @@ def initialize_(
     """Lower the similarity of a model's freshly drawn filters, in place, before training.
 
     Takes Adam steps on the convolutions' weights, in closed form and without data. The model is
-    written to once, at the end: whatever interrupts it leaves the weights as they were. Nothing is
-    drawn at random, so equal weights give equal results.
+    written to once, at the end: an interruption leaves the weights as they were. Nothing is drawn
+    at random, so equal weights give equal results.
 
     Args:
         model: The model, its weights freshly initialised.
@@ -55,8 +56,9 @@ def initialize_(
             `Penalty` on the kernels alone.
         steps: Number of Adam steps; 0 only measures.
         lr: Adam's learning rate; 0.002 is the authors'.
-        keep_norm: Whether every filter is scaled back to the norm it came with after each step.
-            The preset's own if None: True for all but "authors".
+        keep_norm: Whether each step ends by scaling every filter back to its first norm. If None,
+            the preset decides: True for penalties that ignore norms, such as "recommended" and
+            "crossed"; False for "authors" and others that act on norms.
         layers: Which convolutions, as in `convsim.conv_layers`. Frozen ones are left out, as are
             those on which the penalty cannot act.
 
@@ -157,10 +159,10 @@ def _minimise(
 
 @torch.no_grad()
 def _write(layers_and_banks: Iterable[tuple[ConvLayer, KernelBank]]) -> dict[str, KernelBank]:
-    """Write filters to their layers, and read back those that became others.
+    """Write filters to their layers, and return the banks of layers that now have others.
 
-    A parametrization may project what it is given, and half precision rounds it. If a layer cannot
-    be written, none is.
+    A parametrization may project what it is given, and half precision rounds it. If one layer
+    cannot be written, none is.
     """
     changed, before = {}, []
     try:

@@ -20,8 +20,8 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
     (`torch.set_float32_matmul_precision`) keep 10 bits of a float32, or 7. Under `torch.compile`,
     which cannot trace such a switch, only autocast is kept out.
 
-    torch keeps the latter for the whole process: they are off while any thread is inside, and back
-    as they were when the last one leaves, inherited settings inherited again.
+    These settings belong to the whole process. They are off while any thread is inside, and
+    restored when the last one leaves; a setting that was inherited is inherited again.
     """
     kind = tensor.device.type
     known = torch.amp.is_autocast_available(kind)
@@ -42,12 +42,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest dtype that a device computes in: float64, but on MPS."""
+    """Return the widest dtype that a device computes in: float64, except on MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def divisor(sizes: Tensor) -> Tensor:
-    """Put 1 where a norm or peak is 0, so that what it belongs to stays 0 when divided."""
+    """Put 1 where a norm or peak is 0, so that dividing by it leaves zeros."""
     return torch.where(sizes > 0, sizes, 1)
 
 
@@ -60,7 +60,7 @@ class _Setting(NamedTuple):
 
 
 class _Switches:
-    """All settings together, with what they were before somebody came in."""
+    """All settings, with their values before the first thread came in."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -75,10 +75,10 @@ class _Switches:
                 self._switch(chain)
 
     def _switch(self, chain: list[_Setting]) -> None:
-        """Switch a setting, the last of a chain, to full, with all that it may inherit from.
+        """Switch the last setting of a chain to full, with all that it may inherit from.
 
-        From the top: a setting reads as what it inherits, so only once those above are full does it
-        tell its own value.
+        From the top: a setting reads as what it inherits, so its own value shows only once those
+        above it are full.
         """
         if chain[-1].read() in (chain[-1].full, "none"):
             return

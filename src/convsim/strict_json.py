@@ -1,4 +1,4 @@
-"""JSON that can mean one thing only: no key twice in an object, every number finite.
+"""JSON that can mean only one thing: no key twice in an object, every number finite.
 
 And what a float32 is written as.
 """

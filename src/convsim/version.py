@@ -1,3 +1,3 @@
-"""The version, for all who record it."""
+"""The version of convsim."""
 
 __version__ = "0.2.0.dev0"

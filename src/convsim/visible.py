@@ -8,7 +8,7 @@ _UNSEEN |= {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE0
 
 
 def visible(text: str) -> str:
-    r"""Write what a terminal or a page would obey, or not show at all, as Python escapes it.
+    r"""Escape, as Python does, what a terminal or a page would obey or not show at all.
 
     Escape sequences, line breaks, marks that turn or hide other text, and lone surrogates; all
     else stays as it is.

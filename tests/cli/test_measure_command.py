@@ -76,7 +76,7 @@ def test_a_run_is_measured_by_its_folder(run, photographs, tmp_path, monkeypatch
     assert other["images"] == 7  # made grey, and of the size that it was trained with
     assert "leave out --width" in run("measure", folder, "--width", "3", code=2).err
     (folder / "record.json").write_text("{}")
-    assert "is no record of convsim train" in run("measure", folder, code=2).err
+    assert "is not a record of convsim train" in run("measure", folder, code=2).err
     (folder / "record.json").unlink()
     assert "has no record.json" in run("measure", folder, code=2).err
 

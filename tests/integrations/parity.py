@@ -31,12 +31,12 @@ Each cell trains a small network for {loops.STEPS} steps with the recommended pe
 compares the weights with those of a loop written by hand, `loss + regularizer()`. **equal**: in
 float32 within 10⁻⁵ of the formula written out in float64 and left to autograd, in bf16 autocast
 within 5·10⁻² and in fp16 autocast with a GradScaler within 5·10⁻³ (what half precision does to the
-network itself), and in each within 10⁻⁶ of the loop by hand in that precision, but where the
-penalty is compiled too, attached in half precision, whose sums round in another order. **GPU**:
-fp16 was not checked, for asked for it on a CPU this framework trains in what follows, equal to
-the loop by hand in that. Compiled is `torch.compile` with `aot_eager`; `inductor` is tested with
-the plain loop. "Attached" is `Regularizer(model).attach(criterion)`, which the Accelerate rows use
-too; Lightning and Trainer take their callbacks.
+network itself). In each it is also within 10⁻⁶ of the loop by hand in that precision, except where
+the penalty is compiled as well and attached in half precision: its sums then round in another
+order. **GPU**: fp16 was not checked, because on a CPU this framework trains in the precision named
+after it instead, where it equals the loop by hand. Compiled is `torch.compile` with `aot_eager`;
+`inductor` is tested with the plain loop. "Attached" is `Regularizer(model).attach(criterion)`,
+which the Accelerate rows use too; Lightning and Trainer take their callbacks.
 
 Written by `python tests/integrations/parity.py`; the tests fail when it is out of date.
 

@@ -20,7 +20,7 @@ from convsim.lab.datasets.image_files import ImageFiles
 from convsim.lab.datasets.image_sources import Names
 from convsim.lab.loading import Draw, LabelledBatches, prepared
 from convsim.lab.preprocessing import Standardised
-from convsim.lab.training_data import load_to_train, readable
+from convsim.lab.training_data import load_to_train, without_unreadable
 
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[1]).resize((40, 30))
 AS_IT_IS = Standardised((0.0,) * 3, (1.0,) * 3, 16)
@@ -227,7 +227,7 @@ def test_damaged_files_are_left_out_counted_and_named(damaged, load):
         kept = load(damaged, size=8, whole=True, skip_bad=True)
         assert len(kept.test_labels) == 10
         assert kept.notes == (said,)
-    streamed = readable(load(damaged, size=8, stream=True, skip_bad=True))
+    streamed = without_unreadable(load(damaged, size=8, stream=True, skip_bad=True))
     assert len(streamed.train_labels) + len(streamed.test_labels) == 10
     assert "3 files left out" in streamed.notes[-1]
 

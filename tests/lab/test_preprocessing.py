@@ -12,7 +12,7 @@ from convsim.lab.datasets import ImageData
 from convsim.lab.loading import prepared
 from convsim.lab.models import build_model
 from convsim.lab.preprocessing import (
-    LibrarysOwn,
+    ImageFunction,
     Standardised,
     own_preprocessing,
     own_size,
@@ -26,11 +26,11 @@ PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images
 PHOTOGRAPHS += [PHOTOGRAPHS[0].resize((90, 200)), PHOTOGRAPHS[1].convert("L")]
 
 
-def made_by(own: LibrarysOwn) -> list[torch.Tensor]:
+def made_by(own: ImageFunction) -> list[torch.Tensor]:
     return [own(photograph) for photograph in PHOTOGRAPHS]
 
 
-def agree(own: LibrarysOwn, reference, tolerance: float) -> None:
+def agree(own: ImageFunction, reference, tolerance: float) -> None:
     for photograph in PHOTOGRAPHS:
         expected = reference(photograph.convert("RGB"))
         made = own(photograph)
@@ -158,7 +158,7 @@ def test_a_preprocessing_of_ones_own(tmp_path, monkeypatch):
 def test_images_that_come_out_of_many_sizes_are_told():
     pictures = torch.randint(256, (2, 3, 9, 9), dtype=torch.uint8)
     sizes = iter([4, 5])
-    odd = LibrarysOwn("odd", lambda image: torch.zeros(3, next(sizes), 4))
+    odd = ImageFunction("odd", lambda image: torch.zeros(3, next(sizes), 4))
     with pytest.raises(ConvsimError, match=r"must have one size: .* 4×4 and 5×4"):
         list(prepared(pictures, odd, 2))
 

@@ -300,7 +300,7 @@ def test_foreign_and_corrupt_checkpoints_are_refused(digits, tmp_path):
         train(Run(METHODS["none"], 1, TINY, digits), tmp_path)
     checkpoint = tmp_path / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ConvsimError, match="not a checkpoint of convsim that can be read"):
+    with pytest.raises(ConvsimError, match="not a readable checkpoint of convsim"):
         train(run, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The data-aware form against the feature maps that layers really put out."""
+"""Similarity on known inputs against the feature maps that layers really put out."""
 
 import pytest
 import torch

@@ -38,7 +38,7 @@ def test_it_is_plain_json_with_a_version(report):
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", "[" * 100_000, '{"schema": NaN'])
 def test_other_texts_are_refused(text):
-    with pytest.raises(convsim.ConvsimError, match="no report of convsim"):
+    with pytest.raises(convsim.ConvsimError, match="Not a convsim report"):
         RedundancyReport.from_json(text)
 
 

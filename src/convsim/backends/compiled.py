@@ -1,4 +1,4 @@
-"""Convolutional Similarity on a CPU, by C++ that the machine's own compiler builds at first use.
+"""Convolutional Similarity on a CPU, in C++ that the machine's own compiler builds at first use.
 
 Built once per source, compiler and instruction set, into ``$CONVSIM_HOME`` (by default
 ``~/.cache/convsim``), in one or two seconds. Without a compiler this backend is not available.
@@ -80,16 +80,16 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Build and load the C++ once; None where there is no compiler or it fails."""
+    """Build and load the C++ once; return None if there is no compiler or it fails."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
-        logger.info("no C++ compiler was found (set CXX): penalties take the eager backend")
+        logger.info("no C++ compiler was found (set CXX): penalties use the eager backend")
         return None
     try:
         return ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or error
-        logger.warning("penalties take the eager backend, for %s failed: %s", compiler, output)
+        logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
         return None
 
 

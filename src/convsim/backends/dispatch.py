@@ -1,4 +1,4 @@
-"""Which backend takes which layer; under torch.compile all of it is one operator."""
+"""Which backend takes which layer. Under torch.compile all of this is one operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convsim.backends import compiled, eager, fused, sharded
-from convsim.backends.problem import Backend, Job
+from convsim.backends.problem import Backend, Job, together
 from convsim.caching import tensors_are_real
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
@@ -88,20 +88,16 @@ def _(filters: list[Tensor], *_: Any) -> Tensor:
 
 @torch.no_grad()
 def _add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
-    together: dict[Any, list[int]] = {}
-    for i, job in enumerate(jobs):
+    def alike(job: Job) -> tuple[Any, ...]:
         filters = job.bank.filters
         backend = next(one for one in _candidates(filters.device) if one.serves(job, options))
-        together.setdefault((backend, filters.dtype, filters.device), []).append(i)
-    values: dict[int, Tensor] = {}
-    for (backend, *_), mine in together.items():
-        found = backend.add_gradients_([jobs[i] for i in mine], factor, options)
-        values.update(zip(mine, found, strict=True))
-    return [values[i] for i in range(len(jobs))]
+        return backend, filters.dtype, filters.device
+
+    return together(jobs, alike, lambda key, mine: key[0].add_gradients_(mine, factor, options))
 
 
 def _candidates(device: torch.device) -> list[Backend]:
-    """List the backends to try, of which the first that serves a layer takes it."""
+    """List the backends to try; the first that serves a layer takes it."""
     name = os.environ.get("CONVSIM_BACKEND")
     if name is not None and name not in _BACKENDS:
         raise ConvsimError(

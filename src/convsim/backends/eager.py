@@ -4,8 +4,9 @@ With a_i the autocorrelation of filter W_i and N_i the sum of its partners', CS 
 ∂CS/∂a_i = N_i. Hence ∂CS/∂W_i = 2·N_i ⋆ W_i at the kernel's own taps, and a unit filter W = K/‖K‖
 passes (g − W⟨g, W⟩)/‖K‖ on, where ⟨g, W⟩ = 2⟨a_i, N_i⟩.
 
-Two passes over the weights, a slice of filters at a time and, as matched channels do not meet, a
-slice of channels: intermediates stay small whatever the layer's size.
+Two passes over the weights, one slice of filters at a time. The matched form never mixes channels,
+so it also takes one slice of channels at a time. Intermediates stay small whatever the layer's
+size.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from convsim.backends.fourier import Fourier
 from convsim.backends.problem import Job
 from convsim.kernels import KernelBank
 from convsim.precision import full_precision
-from convsim.similarity import (
-    Options,
+from convsim.similarity import Options
+from convsim.similarity.convolutional import (
     expand_classes,
     pair_weight,
     pool_by_class,
@@ -31,7 +32,7 @@ from convsim.similarity import (
 )
 
 _FOURIER_FROM = {"crossed": 256, "matched": 64}  # taps; benchmarks/large_kernels.py
-_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # of an intermediate: a cache's worth; few launches
+_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}  # an intermediate: a cache's worth; few launches
 
 
 class Gram:
@@ -66,8 +67,8 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
 
 def sum_autocorrelations(bank: KernelBank, options: Options) -> Tensor:
     """Sum the autocorrelations of a group's filters, in float64: (G, X, L)."""
-    cut = _SlicedFilters(bank, options)
-    sums = [cut.autocorrelate(c).sum(1, dtype=torch.float64) for c in cut.channels]
+    sliced = _SlicedFilters(bank, options)
+    sums = [sliced.autocorrelate(c).sum(1, dtype=torch.float64) for c in sliced.channels]
     return torch.cat(sums, 1)
 
 
@@ -79,34 +80,34 @@ def add_gradient_(
     `further` (G, X, L) is the sum of partners that are not in the bank.
     """
     bank, gradient = job
-    cut = _SlicedFilters(bank, options)
+    sliced = _SlicedFilters(bank, options)
     weight = pair_weight(bank, options)
     along_GM = bank.filters.new_zeros(bank.filters.shape[:2])
 
     def add(i: int, c: slice, g_GMCn: Tensor) -> None:
         assert gradient is not None
-        norm, peak = cut.norms[i]
+        norm, peak = sliced.norms[i]
         own = g_GMCn * (2 * weight * factor / norm / peak)
-        gradient[:, cut.filters[i], c].add_(own.unflatten(-1, bank.kernel))
+        gradient[:, sliced.filters[i], c].add_(own.unflatten(-1, bank.kernel))
 
-    slices = range(len(cut.filters) if gradient is not None else 0)
-    for c in cut.channels:
-        a_GMXL = cut.autocorrelate(c)
+    slices = range(len(sliced.filters) if gradient is not None else 0)
+    for c in sliced.channels:
+        a_GMXL = sliced.autocorrelate(c)
         n_GMXL = sum_partners(a_GMXL.flatten(2), options.pairs).view_as(a_GMXL)
         if further is not None:
             n_GMXL = n_GMXL + further[:, None, c].to(n_GMXL)
         along_GM += (a_GMXL * n_GMXL).sum((-2, -1))
         for i in slices:
-            add(i, c, cut.correlator.convolve(cut.unit(i, c), n_GMXL[:, cut.filters[i]]))
+            add(i, c, sliced.correlator.convolve(sliced.unit(i, c), n_GMXL[:, sliced.filters[i]]))
     if options.scale == "unit":
         for i in slices:
-            along = along_GM[:, cut.filters[i], None, None]
-            add(i, slice(None), -cut.unit(i, slice(None)) * along)
+            along = along_GM[:, sliced.filters[i], None, None]
+            add(i, slice(None), -sliced.unit(i, slice(None)) * along)
     return 0.5 * weight * along_GM.sum()
 
 
 class _SlicedFilters:
-    """A bank's scaled filters, cut so that an intermediate has about `_ELEMENTS` numbers."""
+    """A bank's scaled filters, sliced so that an intermediate has about `_ELEMENTS` numbers."""
 
     def __init__(self, bank: KernelBank, options: Options) -> None:
         large = bank.geometry.taps > _FOURIER_FROM[options.channels] and Fourier.serves(bank)

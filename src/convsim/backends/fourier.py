@@ -12,10 +12,10 @@ from convsim.similarity import Options
 
 
 class Fourier:
-    """Autocorrelations over all lags, kept as images of twice the kernel's size less one, or more.
+    """Autocorrelations over all lags, kept as images of at least twice the kernel's size less one.
 
-    Serves convolutions, of any stride: lags that do not meet it are set to 0. A strided transposed
-    convolution sorts its lags by phase, which a transform does not.
+    Serves convolutions of any stride: lags that the stride does not meet are set to 0. It does not
+    serve strided transposed convolutions: they sort lags by phase, which a transform cannot do.
     """
 
     def __init__(self, bank: KernelBank, options: Options) -> None:
@@ -25,12 +25,13 @@ class Fourier:
         self.lags = prod(self.size)
         self.kept = torch.ones((), dtype=torch.bool, device=bank.filters.device)
         for size, step in zip(self.size, bank.geometry.lag_steps, strict=True):
+            # A transform keeps negative lags in the second half, from the most negative on.
             lag = (torch.arange(size, device=self.kept.device) + size // 2) % size - size // 2
             self.kept = self.kept[..., None] & (lag % min(step, size) == 0)
 
     @staticmethod
     def serves(bank: KernelBank) -> bool:
-        """Tell whether the lags of a bank are sorted by nothing else."""
+        """Tell whether a bank sorts its pairs of taps by their lag alone."""
         return not bank.transposed or set(bank.geometry.lag_steps) == {1}
 
     def autocorrelate(self, w_GMCn: Tensor) -> Tensor:
@@ -46,6 +47,7 @@ class Fourier:
         spectrum = self._transform(a_GMXL.unflatten(-1, self.size))
         product = self._transform(w_GMCn.unflatten(-1, self.kernel)) * spectrum
         whole: Tensor = torch.fft.irfftn(product, s=self.size, dim=self.axes)
+        # Convolving with an image about 0 shifts nothing: the kernel's own taps come first.
         for axis, k in zip(self.axes, self.kernel, strict=True):
             whole = whole.narrow(axis, 0, k)
         return whole.flatten(3)

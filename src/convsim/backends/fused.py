@@ -1,12 +1,14 @@
 """Crossed Convolutional Similarity on an NVIDIA GPU: three Triton launches for each kernel shape.
 
-Layers of one kernel shape go together, through a table of their filters' layout, sent to the device
-once for each stream, and one of each layer's addresses and factors, sent from pinned memory when
-one of them changes. Nothing waits for the device, and a CUDA graph can capture it.
+Layers of one kernel shape are launched together. Two tables describe them: the layout of their
+filters, sent to the device once for each stream, and each layer's addresses and factors, sent from
+pinned memory when one of them changes. Nothing waits for the device, so a CUDA graph can capture
+all of it.
 
 `autocorrelate` reads every filter once and leaves its autocorrelation, `sum_blocks` adds these up
-over blocks of filters, and `add_gradient` sums a filter's partners (the other blocks, and the
-others of its own: nothing is subtracted that could cancel), reads the filter again and writes.
+over blocks of filters, and `add_gradient` sums a filter's partners, reads the filter again and
+writes. The partners are the other blocks and the other filters of its own block, so nothing is
+subtracted that could cancel.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends.problem import Job, half_classes, merges_taps
+from convsim.backends.problem import Job, half_classes, merges_taps, together
 from convsim.caching import kept_on_stream
 from convsim.kernels import Geometry
 from convsim.similarity import Options, pair_weight
@@ -47,7 +49,7 @@ def serves(job: Job, options: Options) -> bool:
 
 @cache
 def _triton_works(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for a device; a kernel tells."""
+    """Tell whether Triton is installed and can compile for a device, by running a kernel."""
     if find_spec("triton") is None:
         return False
     try:
@@ -57,24 +59,21 @@ def _triton_works(device: torch.device) -> bool:
         blocks, total = torch.tensor([(0, 1)]).to(device), torch.empty(1, 16).double().to(device)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             kernels.sum_blocks[(1,)](ones, blocks, total, H=16, B=_BLOCK)
-    except Exception as error:  # whatever it is, torch operations serve
-        logger.warning("penalties take the eager backend, for Triton failed: %s", error)
+    except Exception as error:  # whatever it is, torch's own operations do instead
+        logger.warning("penalties use the eager backend, because Triton failed: %s", error)
         return False
     return True
 
 
 def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
     """Add factor · gradient of each bank's similarity; return the similarities."""
-    by_geometry: dict[Geometry, list[int]] = {}
-    for i, job in enumerate(jobs):
-        by_geometry.setdefault(job.bank.geometry, []).append(i)
-    values: dict[int, Tensor] = {}
     device = jobs[0].bank.filters.device
-    for geometry, mine in by_geometry.items():
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            found = _of_one_geometry(geometry, [jobs[i] for i in mine], factor, options)
-        values.update(zip(mine, found.unbind(), strict=True))
-    return [values[i] for i in range(len(jobs))]
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return together(
+            jobs,
+            lambda job: job.bank.geometry,
+            lambda geometry, mine: _of_one_geometry(geometry, mine, factor, options).unbind(),
+        )
 
 
 def _of_one_geometry(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from convsim.caching import kept
 from convsim.kernels import Geometry, KernelBank
-from convsim.similarity import Options, tap_pair_classes
+from convsim.similarity import Options
+from convsim.similarity.convolutional import tap_pair_classes
+
+_Item = TypeVar("_Item")
 
 
 class Job(NamedTuple):
@@ -27,8 +30,23 @@ class Job(NamedTuple):
     gradient: Tensor | None
 
 
+def together(
+    items: Sequence[_Item],
+    alike: Callable[[_Item], Any],
+    compute: Callable[[Any, list[_Item]], Sequence[Tensor]],
+) -> list[Tensor]:
+    """Compute items that are alike in one call each, and return the results in the items' order."""
+    places: dict[Any, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(alike(item), []).append(place)
+    found: dict[int, Tensor] = {}
+    for key, mine in places.items():
+        found.update(zip(mine, compute(key, [items[place] for place in mine]), strict=True))
+    return [found[place] for place in range(len(items))]
+
+
 class Backend(Protocol):
-    """A way to do jobs, of which one dtype and one device are given at a time."""
+    """A way to do jobs; the jobs of one call share their dtype and device."""
 
     def serves(self, job: Job, options: Options) -> bool:
         """Tell whether this backend can do a job."""
@@ -39,7 +57,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class HalfClasses:
-    """The classes of tap pairs with (u, v) and (v, u) in one, as autocorrelation is symmetric.
+    """The classes of tap pairs, (u, v) and (v, u) as one: autocorrelation is symmetric.
 
     Attributes:
         pair_class: (n²,) int32, the class of each pair of taps, `count` for a pair left out.
@@ -64,10 +82,11 @@ def half_classes(geometry: Geometry) -> HalfClasses:
     """Look up the half classes of a kernel's tap pairs."""
     index, full = tap_pair_classes(geometry)
     index_nn = index.reshape(geometry.taps, geometry.taps)
+    # Class of (u, v) → class of (v, u); "left out", the last one, mirrors itself.
     mirror = torch.full((full + 1,), full, device="cpu")
     mirror[index_nn.flatten()] = index_nn.mT.flatten()
     first = torch.minimum(torch.arange(full + 1, device="cpu"), mirror)
     distinct, half = first.unique(return_inverse=True)  # sorted: "left out" stays last
-    count = len(distinct) - int(full in index) if full in index else len(distinct) - 1
+    count = len(distinct) - 1
     multiplicity = torch.bincount(half[:full], minlength=count)[:count].double()
     return HalfClasses(half[index].int().contiguous(), multiplicity, count)

@@ -1,9 +1,10 @@
 """Convolutional Similarity of filters that lie on several processes.
 
-A filter meets its partners in the sum N_i of their autocorrelations alone. So every rank sums its
-own filters', the ranks add these sums up, and each goes on with its own filters: X·L numbers a
-layer travel (X = C channels if matched, else 1; L lags), however many filters there are. What the
-other ranks hold is the sum less the rank's own, in float64, for it may be small beside both.
+A filter depends on its partners only through N_i, the sum of their autocorrelations. So each rank
+sums the autocorrelations of its own filters, the ranks add up these sums, and each goes on with its
+own filters. X·L numbers a layer travel (X = C channels if matched, else 1; L lags), however many
+filters there are. What the other ranks hold is the total less the rank's own sum, in float64,
+because it may be small beside both.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import torch
 from torch import Tensor
 
 from convsim.backends import eager
-from convsim.backends.problem import Job
+from convsim.backends.problem import Job, together
 from convsim.kernels.sharding import Share
 from convsim.precision import full_precision
 from convsim.similarity import Options
 
 
 def serves(job: Job, options: Options) -> bool:
-    """Tell whether a layer is one of those, which no other backend can take."""
+    """Tell whether a layer's filters lie on several processes: no other backend takes those."""
     return job.bank.share is not None
 
 
 def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list[Tensor]:
     """Add factor · gradient of each bank's similarity; return the similarities.
 
-    All ranks call it with the same layers; those return the same similarities.
+    All ranks must call it with the same layers; all return the same similarities.
     """
     with torch.no_grad(), full_precision(jobs[0].bank.filters):
         shares = [job.bank.share for job in jobs if job.bank.share is not None]
@@ -47,14 +48,12 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
 
 
 def _total(shares: Sequence[Share], parts: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
-    """Add up what the ranks have of the chosen parts, in one message where they are the same."""
-    by_group: dict[Any, list[int]] = {}
-    for i in chosen:
-        by_group.setdefault(shares[i].process_group, []).append(i)
-    found: dict[int, Tensor] = {}
-    for process_group, mine in by_group.items():
+    """Add up the chosen parts over their ranks, in one message for each set of ranks."""
+
+    def add_up(process_group: Any, mine: list[int]) -> list[Tensor]:
         total = torch.cat([parts[i].flatten() for i in mine])
         torch.distributed.all_reduce(total, group=process_group)
         pieces = total.split([parts[i].numel() for i in mine])
-        found.update((i, piece.view_as(parts[i])) for i, piece in zip(mine, pieces, strict=True))
-    return [found[i] for i in chosen]
+        return [piece.view_as(parts[i]) for i, piece in zip(mine, pieces, strict=True)]
+
+    return together(chosen, lambda i: shares[i].process_group, add_up)

@@ -1,4 +1,4 @@
-"""The commands. Results go to stdout, talk and progress to stderr.
+"""The commands. Results go to stdout, messages and progress to stderr.
 
 Exit codes: 0 done, 1 a finding (a threshold exceeded), 2 misuse or bad input, 3 a run failed (a
 value that is not finite), 130 stopped by Ctrl-C, 143 by SIGTERM.
@@ -13,11 +13,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import TaskID
 from typer.core import TyperGroup
 
 from convsim.cli.console import (
@@ -25,10 +25,11 @@ from convsim.cli.console import (
     INTERRUPTED,
     MISUSED,
     TERMINATED,
+    counter,
     out,
+    print_notes,
     progress_bar,
     say,
-    tell_notes,
 )
 from convsim.cli.measure import measure_command
 from convsim.cli.options import Data, Pretrained, Size, SkipBad, TrainImages, with_recipe
@@ -40,7 +41,7 @@ from convsim.lab.datasets import ImageData
 from convsim.lab.doubts import diverged, doubts
 from convsim.lab.libraries import check_torchvision
 from convsim.lab.loggers import LoggerName
-from convsim.lab.methods import Method, parse_method
+from convsim.lab.methods import parse_method
 from convsim.lab.paired import paired_tables
 from convsim.lab.presentation import (
     ONE_CLASS,
@@ -51,16 +52,17 @@ from convsim.lab.presentation import (
     write_comparison,
 )
 from convsim.lab.processes import processes
+from convsim.lab.records import Record
 from convsim.lab.runs import Recipe, Run, Start
 from convsim.lab.summary import summarize
 from convsim.lab.tables import terminal_table
-from convsim.lab.training_data import load_to_train, where
+from convsim.lab.training_data import absolute_source, load_to_train
 from convsim.version import __version__
 from convsim.visible import visible
 
 
 class _Commands(TyperGroup):
-    """The commands; what they say of a wrong argument shows the argument as text."""
+    """The commands; their errors show a wrong argument as plain text."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _arguments_shown_as_text():
@@ -90,7 +92,7 @@ app = typer.Typer(
 )
 _METHODS = (
     "none, recommended, crossed, authors, decov or another preset "
-    "(docs/reference/penalties.md), or NAME-init, NAME-both: as initialization, or also as it"
+    "(docs/reference/penalties.md), or NAME-init, NAME-both: as initialization, or as both"
 )
 MethodName = Annotated[str, typer.Option(help=f"{_METHODS}; NAME@C sets the coefficient.")]
 MethodNames = Annotated[
@@ -142,11 +144,11 @@ def train_command(
         typer.Option(help="Log every epoch to OUT, or to Weights & Biases. Repeatable."),
     ] = None,
 ) -> None:
-    """Train one network. Run again with the same options, it goes on where it was stopped.
+    """Train one network; the same command again goes on where it was stopped.
 
     Writes last.ckpt (after every epoch), model.safetensors and record.json to the folder, and
     prints the results as JSON. Under torchrun, processes share every batch and the first writes.
-    Exits with 3 if the loss ended far above that of guessing; the files are written all the same.
+    Exits with 3 if the loss ended far above that of guessing; the files are still written.
     """
     check_torchvision()
     from convsim.lab.checkpoints import save_result  # noqa: PLC0415 - Lightning takes seconds
@@ -164,7 +166,7 @@ def train_command(
     )  # fmt: skip
     first = processes().rank == 0
     if first:
-        tell_notes(images)
+        print_notes(images)
     with progress_bar(shown=first) as progress:
         task = progress.add_task("epochs", total=recipe.epochs)
 
@@ -175,7 +177,7 @@ def train_command(
         network, record = train(run_, folder, show, device=device, loggers=logger or ())
     if not first:
         return
-    save_result(network, record | {"source": where(data)}, folder)
+    save_result(network, record | {"source": absolute_source(data)}, folder)
     print(json.dumps(record["result"], indent=1))
     for written in ("model.safetensors", "record.json", "last.ckpt"):
         say(f"wrote {folder / written}")
@@ -212,7 +214,7 @@ def compare_command(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Also write paired.md: this method's differences to each other one, by seed."
+            help="Also write paired.md: how this method differs from each other one, by seed."
         ),
     ] = None,
     page: Annotated[
@@ -221,8 +223,8 @@ def compare_command(
 ) -> None:
     """Compare methods over seeds: accuracy, epochs to target, feature-map similarity, time.
 
-    Every finished run is appended to OUT/records.jsonl at once; run again with the same options,
-    the grid goes on where it was stopped. Writes comparison.png, comparison.md and comparison.html.
+    Every finished run is appended to OUT/records.jsonl at once; the same command again goes on
+    where the grid was stopped. Writes comparison.png, comparison.md and comparison.html.
     """
     methods = [parse_method(name) for name in method]
     if against is not None and against not in (names := [one.name for one in methods]):
@@ -231,13 +233,20 @@ def compare_command(
             f"{did_you_mean(against, names)}"
         )
     images = load_to_train(data, recipe.model, size=size, augment=recipe.augment)
-    tell_notes(images)
+    print_notes(images)
     images = images.subset(train=train_images, seed=0)
-    _compare(
-        images.name, images, recipe, methods, range(seeds), folder,
-        tuning_seeds=tuning_seeds, learning_rates=tune_lr, jobs=jobs, launcher=launcher,
-        against=against, page=page,
-    )  # fmt: skip
+    with progress_bar() as progress:
+        task = progress.add_task("runs", total=None)
+
+        def report(run: Run, done: int, total: int) -> None:
+            what = f"{run.method.name} {run.method.coefficient or ''} seed {run.seed}"
+            progress.update(task, completed=done, total=total, description=what)
+
+        records = compare(
+            images, recipe, methods, range(seeds), folder, tuning_seeds=tuning_seeds,
+            learning_rates=tune_lr, jobs=jobs, launcher=launcher, report=report,
+        )  # fmt: skip
+    _tell(records, images, folder, against=against, page=page)
 
 
 @app.command("demo")
@@ -250,12 +259,10 @@ def demo_command(
     from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
 
     with progress_bar() as progress:
-        tasks: dict[str, TaskID] = {}
+        bars = cache(partial(counter, progress))
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
+            bars(what)(done, total)
 
         demo = run_demo(folder, show)
     paths = write_demo(demo, folder)
@@ -271,34 +278,19 @@ def demo_command(
         say(f"{what}: {path.resolve().as_uri() if path.suffix == '.html' else path}")
 
 
-def _compare(
-    title: str,
-    images: ImageData,
-    recipe: Recipe,
-    methods: Sequence[Method],
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    against: str | None = None,
-    page: bool = True,
-    **options: Any,
+def _tell(
+    records: Sequence[Record], images: ImageData, folder: Path, *, against: str | None, page: bool
 ) -> None:
-    with progress_bar() as progress:
-        task = progress.add_task("runs", total=None)
-
-        def report(run: Run, done: int, total: int) -> None:
-            what = f"{run.method.name} {run.method.coefficient or ''} seed {run.seed}"
-            progress.update(task, completed=done, total=total, description=what)
-
-        records = compare(images, recipe, methods, seeds, folder, report=report, **options)
+    """Print the results of a comparison, and write the files."""
     summaries = summarize(records)
     found = doubts(records, images)
-    text = " ".join([details(records, title), *found])
-    paths = write_comparison(summaries, title, text, folder, page=page)
+    text = " ".join([details(records, images.name), *found])
+    paths = write_comparison(summaries, images.name, text, folder, page=page)
     out.print(
         terminal_table(
             SHORT_HEADER, short_rows(summaries),
-            title=title, note=SHORT_NOTE + ONE_CLASS * any(one.one_class for one in summaries),
+            title=images.name,
+            note=SHORT_NOTE + ONE_CLASS * any(one.one_class for one in summaries),
         )
     )  # fmt: skip
     if against is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -31,13 +32,19 @@ def say(text: object, *, head: str = "") -> None:
     talk.print(line, soft_wrap=True)
 
 
-def tell_notes(data: ImageData) -> None:
-    """Say what was done to a data set, and which files were left out since it was loaded."""
+def print_notes(data: ImageData) -> None:
+    """Print what was done to a data set, and which files were left out since it was loaded."""
     for note in data.notes:
         say(note)
     files = data.test_images
     if isinstance(files, ImageFiles) and files.skipped.names:
         say(f"{files.skipped}.")
+
+
+def counter(progress: Progress, what: str, total: float | None = None) -> Callable[..., None]:
+    """Add a bar; return what tells it how much is done and, if that was not known, of how much."""
+    task = progress.add_task(what, total=total)
+    return lambda done, total=total: progress.update(task, completed=done, total=total)
 
 
 def progress_bar(*, shown: bool = True) -> Progress:

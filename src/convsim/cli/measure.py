@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convsim.cli.console import FOUND, out, progress_bar, say, tell_notes
-from convsim.cli.options import (
-    ANY_DATA,
-    MODEL,
-    Activation,
-    BatchSize,
-    Classes,
-    Entry,
-    Norm,
-    Preprocess,
-    Pretrained,
-    Size,
-    SkipBad,
-    Width,
-)
+from convsim.cli.console import FOUND, counter, out, print_notes, progress_bar, say
+from convsim.cli.options import ANY_DATA, MODEL, BatchSize, SkipBad, with_subject
 from convsim.errors import ConvsimError
 from convsim.lab.measuring import measure_on
 from convsim.lab.subject import Subject
@@ -34,28 +22,19 @@ from convsim.report import RedundancyComparison, RedundancyReport
 _MOST_BYTES = 2**30
 
 
+@with_subject
 def measure_command(
+    subject: Callable[[str], Subject],
     model: Annotated[str, typer.Argument(help=f"{MODEL} Or the folder of a run of convsim train.")],
     data: Annotated[
-        str | None, typer.Option(help=f"{ANY_DATA} By default that of the run.")
+        str | None, typer.Option(help=f"{ANY_DATA} By default, the data of the run.")
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Safetensors file or weights-only checkpoint. Untrained, seed 0, without."
-        ),
-    ] = None,
-    entry: Entry = None,
-    pretrained: Pretrained = False,
-    classes: Classes = None,
-    width: Width = None,
-    norm: Norm = None,
-    activation: Activation = None,
     images: Annotated[
-        int, typer.Option(min=1, help="Of how many test images, class-balanced; at most all.")
+        int,
+        typer.Option(
+            min=1, help="How many test images to use, class-balanced; all if there are fewer."
+        ),
     ] = 256,
-    size: Size = None,
-    preprocess: Preprocess = None,
     skip_bad: SkipBad = False,
     batch_size: BatchSize = 32,
     layers: Annotated[
@@ -79,7 +58,7 @@ def measure_command(
         bool,
         typer.Option(
             "--autocorrelation",
-            help="Show which classes of inputs the energy of each layer's inputs lies in; slow.",
+            help="Show how the energy of each layer's inputs is spread over classes; slow.",
         ),
     ] = False,
     html: Annotated[
@@ -109,25 +88,21 @@ def measure_command(
     earlier = _earlier(before or [])
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-    subject = Subject(
-        model, weights, entry=entry, pretrained=pretrained, classes=classes, width=width,
-        norm=norm, activation=activation, size=size, preprocess=preprocess,
-    )  # fmt: skip
-    source = data or subject.source
+    chosen = subject(model)
+    source = data or chosen.source
     if source is None:
         raise typer.BadParameter("Missing option '--data'.")
-    whole = subject.load_data(source, skip_bad=skip_bad)
-    network, preprocessing = subject.build(whole)
+    whole = chosen.load_data(source, skip_bad=skip_bad)
+    network, preprocessing = chosen.build(whole)
     dataset = whole.to_measure(images)
     with progress_bar() as progress:
-        task = progress.add_task("images", total=len(dataset.test_labels))
         report = measure_on(
             network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
             modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=counter(progress, "images", len(dataset.test_labels)),
         )  # fmt: skip
-    report = replace(report, model=model, weights=subject.described)
-    tell_notes(dataset)
+    report = replace(report, model=model, weights=chosen.described)
+    print_notes(dataset)
     shown: RedundancyReport | RedundancyComparison = report
     if earlier:
         shown = RedundancyComparison({**earlier, "after": report})
@@ -144,7 +119,7 @@ def _show(
     *,
     verbose: bool,
 ) -> None:
-    """Print the report, or its JSON where that is asked for, and write the files."""
+    """Print the report, or its JSON if asked for, and write the files."""
     if str(json) == "-":
         print(report.to_json())
     else:
@@ -160,12 +135,12 @@ def _show(
 def _judge(report: RedundancyReport, most: float) -> None:
     """Exit with a finding if the model's maps are more alike than allowed, or a layer is dead."""
     if report.silent:
-        say(f"All maps are zero in {', '.join(report.silent)}, which leaves no similarity there.")
+        say(f"All maps are zero in {', '.join(report.silent)}: there is no similarity to judge.")
         raise typer.Exit(FOUND)
     if math.isnan(report.similarity):
         raise ConvsimError(
             "No measured layer has two maps of two pixels or more, so there is no similarity to "
-            "hold against --max-similarity. Measure other layers, or larger images with --size."
+            "compare with --max-similarity. Measure other layers, or larger images with --size."
         )
     if report.similarity <= most:
         return
@@ -177,7 +152,7 @@ def _judge(report: RedundancyReport, most: float) -> None:
 
 
 def _earlier(named: list[str]) -> dict[str, RedundancyReport]:
-    """Read reports given as PATH or NAME=PATH; the only one without a name is "before"."""
+    """Read reports given as PATH or NAME=PATH; a single one without a name is "before"."""
     found: dict[str, RedundancyReport] = {}
     for text in named:
         given = re.fullmatch(r"([\w -]+)=(.+)", text)

@@ -1,10 +1,11 @@
-"""Options that several commands share; those of a training recipe as one."""
+"""Options that several commands share; those of a recipe, or of a subject, as one parameter."""
 
 from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -15,6 +16,7 @@ from convsim.errors import ConvsimError, did_you_mean
 from convsim.lab import models
 from convsim.lab.arithmetic import Precision, choose_precision
 from convsim.lab.runs import Optimizer, Recipe, Schedule
+from convsim.lab.subject import Subject
 
 DATA = (
     "digits, photographs, cifar10, cifar100, mnist, fashion-mnist, or the path of images: "
@@ -32,13 +34,6 @@ Activation = Annotated[models.Activation | None, typer.Option(help="Activation."
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Download the library's published weights.")
 ]
-Classes = Annotated[
-    int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
-]
-Entry = Annotated[
-    str | None,
-    typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
-]
 Size = Annotated[
     int | None,
     typer.Option(
@@ -48,12 +43,6 @@ Size = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out files that cannot be read, and name them.")
 ]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        help="package.module:function from a PIL image to a tensor, instead of the network's own."
-    ),
-]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Data = Annotated[str, typer.Argument(help=DATA)]
 TrainImages = Annotated[
@@ -62,8 +51,8 @@ TrainImages = Annotated[
 PrecisionOption = Annotated[
     Literal["float32", "float32-channels-last", "bf16", "auto"],
     typer.Option(
-        help="bf16: products of bfloat16, channels last; auto: what is fastest on this "
-        "hardware, which it says."
+        help="bf16: products of bfloat16, channels last; auto: the fastest on this hardware, "
+        "which is printed."
     ),
 ]
 RECIPE: dict[str, Any] = {
@@ -84,10 +73,37 @@ RECIPE: dict[str, Any] = {
     "precision": PrecisionOption,
 }
 """The fields of a `Recipe` that are options, with the recipe's own defaults."""
+SUBJECT: dict[str, Any] = {
+    "weights": Annotated[
+        Path | None,
+        typer.Option(
+            help="Safetensors file or weights-only checkpoint. Without one, untrained, seed 0."
+        ),
+    ],
+    "entry": Annotated[
+        str | None,
+        typer.Option(help="Which of a checkpoint's entries are the weights, as state_dict_ema."),
+    ],
+    "pretrained": Pretrained,
+    "classes": Annotated[
+        int | None, typer.Option(min=1, help="Classes of the model's head; as the data's if unset.")
+    ],
+    "width": Width,
+    "norm": Norm,
+    "activation": Activation,
+    "size": Size,
+    "preprocess": Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function from a PIL image to a tensor, instead of the network's."
+        ),
+    ],
+}
+"""The fields of a `Subject` that are options; the model is an argument."""
 
 
 def _take_options(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Take what a file says for the options that the command line leaves out."""
+    """Read from a file the options that the command line leaves out."""
     if path is None:
         return None
     try:
@@ -101,7 +117,7 @@ def _take_options(ctx: typer.Context, path: Path | None) -> Path | None:
     for key in said:
         if key not in known:
             raise ConvsimError(
-                f"{path} has {key!r}, which is no option of {ctx.info_name}."
+                f"{path} has {key!r}, which is not an option of {ctx.info_name}."
                 f"{did_you_mean(key, known)} convsim {ctx.info_name} --help lists them."
             )
     ctx.default_map = {
@@ -121,7 +137,7 @@ Config = Annotated[
 
 
 def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
-    """Return the precision that is asked for; of auto the fastest here, and say so."""
+    """Return the precision that is asked for; for auto, the fastest here, and say which."""
     if asked != "auto":
         return asked
     chosen, reason = choose_precision()
@@ -131,31 +147,46 @@ def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of the `recipe` that it takes."""
-    default = Recipe()
+
+    def recipe(config: Path | None, precision: Any, **fields: Any) -> Recipe:
+        return Recipe(precision=chosen_precision(precision), **fields)
+
+    return _with_options(command, {"config": Config, **RECIPE}, Recipe, recipe)
+
+
+def with_subject(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of a `subject`, which it calls with the model."""
+
+    def subject(**fields: Any) -> Callable[[str], Subject]:
+        return partial(Subject, **fields)
+
+    return _with_options(command, SUBJECT, Subject, subject)
+
+
+def _with_options(
+    command: Callable[..., None],
+    options: Mapping[str, Any],
+    defaults: type,
+    make: Callable[..., Any],
+) -> Callable[..., None]:
+    """Replace the parameter of a command that has `make`'s name by the options it is made of."""
 
     def run(**given: Any) -> None:
-        del given["config"]
-        given["precision"] = chosen_precision(given["precision"])
-        recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
-        command(recipe=recipe, **given)
+        made = make(**{name: given.pop(name) for name in options})
+        command(**{make.__name__: made}, **given)
 
     hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(command).parameters.items()
-        if name != "recipe"
+        if name != make.__name__
     ]
-    options = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=getattr(default, name), annotation=option
-        )
-        for name, option in RECIPE.items()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own += [
+        inspect.Parameter(name, kind, default=getattr(defaults, name, None), annotation=option)
+        for name, option in options.items()
     ]
-    config = inspect.Parameter(
-        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config
-    )
-    options = [config, *options]
-    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in own}
     run.__doc__ = command.__doc__
     return run

@@ -8,31 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import TaskID
 from torch import nn
 
-from convsim.cli.console import out, progress_bar, say, tell_notes
+from convsim.cli.console import counter, out, print_notes, progress_bar, say
 from convsim.cli.options import (
     ANY_DATA,
     MODEL,
-    Activation,
     BatchSize,
-    Classes,
-    Entry,
-    Norm,
     PrecisionOption,
-    Preprocess,
-    Pretrained,
-    Size,
     SkipBad,
-    Width,
     chosen_precision,
+    with_subject,
 )
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
 from convsim.lab.shrinking import accuracy_on, shrink_on, train_on_
 from convsim.lab.subject import Subject
-from convsim.lab.training_data import readable
+from convsim.lab.training_data import without_unreadable
 from convsim.shrinking import Shrunk
 
 
@@ -40,29 +32,23 @@ def _share(what: str) -> Any:
     return typer.Option(min=0, max=1, help=f"Share of the {what} to keep. One of the three.")
 
 
+@with_subject
 def shrink_command(
+    subject: Callable[[str], Subject],
     model: Annotated[str, typer.Argument(help=MODEL)],
     data: Annotated[str, typer.Option(help=ANY_DATA)],
     folder: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Weights, plan and report of the result.")
     ],
-    weights: Annotated[
-        Path | None, typer.Option(help="Safetensors file or weights-only checkpoint.")
-    ] = None,
-    entry: Entry = None,
-    pretrained: Pretrained = False,
-    classes: Classes = None,
-    width: Width = None,
-    norm: Norm = None,
-    activation: Activation = None,
     keep_parameters: Annotated[float | None, _share("parameters")] = None,
     keep_macs: Annotated[float | None, _share("multiplications")] = None,
     keep_channels: Annotated[float | None, _share("channels")] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="Of how many training images, class-balanced; at most all.")
+        int,
+        typer.Option(
+            min=1, help="How many training images to use, class-balanced; all if there are fewer."
+        ),
     ] = 1000,
-    size: Size = None,
-    preprocess: Preprocess = None,
     skip_bad: SkipBad = False,
     batch_size: BatchSize = 100,
     layers: Annotated[
@@ -74,44 +60,41 @@ def shrink_command(
     ] = 0,
     distill: Annotated[
         int,
-        typer.Option(min=0, help="Then train this many epochs on the original's outputs, without."),
+        typer.Option(
+            min=0, help="Then train this many epochs on the original's outputs, without labels."
+        ),
     ] = 0,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of that training.")] = 0.01,
+    lr: Annotated[
+        float, typer.Option(min=0, help="Learning rate of --finetune and --distill.")
+    ] = 0.01,
     augment: Annotated[
-        bool, typer.Option("--augment", help="Crop and mirror its images at random.")
+        bool, typer.Option("--augment", help="Crop and mirror training images at random.")
     ] = False,
     precision: PrecisionOption = "float32",
     html: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write a self-contained HTML page here.")
     ] = None,
 ) -> None:
-    """Make a trained network smaller by what is redundant in it: no labels, no training.
+    """Make a trained network smaller by taking out what is redundant: no labels, no training.
 
     `convsim.load_shrunk` rebuilds the result from the folder. Prints what became of each layer, and
     the accuracy on the data's test images before and after.
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
-    subject = Subject(
-        model, weights, entry=entry, pretrained=pretrained, classes=classes, width=width,
-        norm=norm, activation=activation, size=size, preprocess=preprocess,
-    )  # fmt: skip
-    dataset = readable(subject.load_data(data, skip_bad=skip_bad))
+    chosen = subject(model)
+    dataset = without_unreadable(chosen.load_data(data, skip_bad=skip_bad))
     if finetune:
         dataset.require_classes()
-    network, preprocessing = subject.build(dataset)
-    tell_notes(dataset)
-    if subject.weights is None and not pretrained:
+    network, preprocessing = chosen.build(dataset)
+    print_notes(dataset)
+    if chosen.weights is None and not chosen.pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
-
-        def show(task: TaskID) -> Callable[[int, int], None]:
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        task = progress.add_task("layers", total=None)
         shrunk = shrink_on(
             network, dataset, images=images, target=target, share=share,
-            preprocessing=preprocessing, batch_size=batch_size, layers=layers, progress=show(task),
+            preprocessing=preprocessing, batch_size=batch_size, layers=layers,
+            progress=counter(progress, "layers"),
         )  # fmt: skip
 
         def score(model: nn.Module) -> float:
@@ -123,11 +106,10 @@ def shrink_command(
         stages = (("distilled", distill, network), ("finetuned", finetune, None))
         for name, epochs, teacher in stages:
             if epochs:
-                task = progress.add_task(name, total=None)
                 train_on_(
                     shrunk.model, dataset, epochs=epochs, lr=lr, teacher=teacher,
                     preprocessing=preprocessing, augment=augment, precision=arithmetic,
-                    progress=show(task),
+                    progress=counter(progress, name),
                 )  # fmt: skip
                 scores[name] = score(shrunk.model)
     _tell(shrunk, dataset, scores, folder, html)
@@ -150,7 +132,7 @@ def _tell(
     folder: Path,
     html: Path | None,
 ) -> None:
-    """Print what came of it, and write the files."""
+    """Print the report and the accuracies, and write the files."""
     out.print(shrunk.report)
     said = ", ".join(f"{name} {100 * score:.2f} %" for name, score in scores.items())
     if dataset.labelled:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from convsim.cli.console import out, progress_bar, say
+from convsim.cli.console import counter, out, progress_bar, say
 from convsim.lab.files import locked
 from convsim.lab.studies import STUDIES, run_study
 from convsim.lab.tables import terminal_table
@@ -28,13 +28,12 @@ def study_command(
     orthogonality: does minimising kernel cosine lower feature-map similarity? similarity: does
     minimising Convolutional Similarity, on any input? pairs: are adjacent pairs enough?
 
-    Every finished case is appended to OUT/records.jsonl; run again, the study goes on.
+    Every finished case is appended to OUT/records.jsonl; the same command again goes on.
     """
     study = STUDIES[name]
     count = draws or (study.quick if quick else study.draws)
     with locked(folder), progress_bar() as progress:
-        task = progress.add_task("cases", total=len(study.cases))
-        rows = run_study(study, count, folder, lambda done: progress.update(task, completed=done))
+        rows = run_study(study, count, folder, counter(progress, "cases", len(study.cases)))
     table = terminal_table(
         [heading for heading, _, _ in study.columns],
         [study.cells(row) for row in rows],

@@ -19,17 +19,18 @@ from convsim.shrinking.survey import survey
 class RedundancyImportance:
     """How much the consumers of each channel would miss it, as ``importance=`` of a pruner.
 
-    A channel's importance is by how much the relative error of what its consumers put out falls
-    when it joins those that are needed more, the lost ones being replaced by their best linear
-    function (`convsim.shrink`); so it can be compared over layers. The consumers themselves are not
-    compensated: call `compensate` after the pruner, on the original.
+    Channels are ranked, the most needed first. A channel's importance is how much the relative
+    error of its consumers' outputs falls when it joins the channels before it, with the lost
+    channels replaced by their best linear function of the kept ones (`convsim.shrink`). So
+    importance can be compared across layers. The pruner compensates no consumer: call `compensate`
+    afterwards, on the original network.
 
     Args:
         model: The network that the pruner prunes, the same object.
         batches: Calibration images as `convsim.shrink` takes them.
         positions: As in `convsim.shrink`.
 
-    The network is surveyed at the first call, and anew when it has been pruned since.
+    The network is surveyed at the first call, and again after it has been pruned.
 
     Example:
         >>> import torch_pruning
@@ -88,7 +89,7 @@ def compensate(
     *,
     positions: int = 32,
 ) -> Shrunk:
-    """Let the consumers make up for channels that a pruner of Torch-Pruning took out.
+    """Let the consumers make up for the channels that a Torch-Pruning pruner took out.
 
     Args:
         model: The network as it was before.
@@ -107,7 +108,7 @@ def compensate(
 
 
 def kept_channels(model: nn.Module, history: Sequence[Sequence[Any]]) -> dict[str, list[int]]:
-    """Tell from a pruning history which channels of each layer are left, by its name."""
+    """Return the channels that a pruning history leaves, by layer name."""
     modules: dict[str, Any] = dict(model.named_modules())
     kept: dict[str, list[int]] = {}
     for name, prunes_outputs, indices in history:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from convsim.errors import ConvsimError
-from convsim.integrations.later import DeferredRegularizer
+from convsim.integrations.deferred import DeferredRegularizer
 from convsim.regularizer import Regularizer
 from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import grad_scale
@@ -18,12 +18,12 @@ from convsim.regularizer.optimizer_hooks import grad_scale
 class RegularizerTrainerCallback(DeferredRegularizer, TrainerCallback):
     """Add a penalty to the training of a Trainer; no subclass is needed.
 
-    A penalty on feature maps is added to the loss that the model returns, as Trainer divides it;
-    one on kernels adds its gradient before every optimizer step, after clipping. Both count once
-    per optimizer step, whatever the gradient accumulation and mixed precision. A schedule counts
-    optimizer steps. The last value is logged as ``convsim/PENALTY``, such as
-    ``convsim/recommended``, and seen by callbacks that come after this one. The arguments are those
-    of `DeferredRegularizer`.
+    A penalty on feature maps is added to the loss that the model returns, and divided as Trainer
+    divides that loss. A penalty on kernels adds its gradient before every optimizer step, after
+    clipping. Both count once per optimizer step, with any gradient accumulation and mixed
+    precision. A schedule counts optimizer steps. The last value is logged as ``convsim/PENALTY``,
+    such as ``convsim/recommended``, and seen by callbacks that come after this one. The arguments
+    are those of `DeferredRegularizer`.
 
     Raises:
         ConvsimError: While training, for a penalty on feature maps if the model does not return its

@@ -21,7 +21,7 @@ from convsim.precision import at_least_float32
 
 
 class Geometry(NamedTuple):
-    """Where a kernel's taps lie: one integer per spatial axis in each field but the last."""
+    """Where a kernel's taps lie. Each field but the last has one integer per spatial axis."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
 
     @property
     def lag_steps(self) -> tuple[int, ...]:
-        """How many taps apart lags lie that meet the stride, by axis."""
+        """The distance between lags that meet the stride, in taps, by axis."""
         return tuple(s // gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
 
@@ -78,7 +78,7 @@ class KernelBank:
 
     def with_filters(self, filters: Tensor) -> KernelBank:
         """Put other filters of the same shape in place of these."""
-        # Spelled out, for torch.compile of torch < 2.7 does not trace dataclasses.replace.
+        # Not by dataclasses.replace, which torch.compile of torch < 2.7 cannot trace.
         return KernelBank(filters, self.stride, self.dilation, self.transposed, self.share)
 
     def to_weight(self, filters: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The weight that convolves, where a layer computes it: read from a copy that is thrown away.
 
-A parametrization, hooks or a layer's own forward may make it, and do more than compute: spectral
-norm takes a step, an observer counts, a quantizer sets its range by the first batch. So they run on
-a copy of the layer in eval mode, whose parameters are differentiable copies of the layer's.
+A parametrization, a hook or the layer's own forward may make it, and change something as they do:
+spectral norm takes a step, an observer counts, a quantizer sets its range by the first batch. So
+they run on a copy of the layer in eval mode, whose parameters are differentiable copies of the
+layer's.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class ConvolvedWeight(NamedTuple):
     """What a layer convolves with.
 
     Attributes:
-        weight: ``module.weight`` itself if that is what convolves, as it stands.
-        is_own: Whether it is what ``module.weight`` holds or its parametrization gives, so that
-            writing the one writes the other.
+        weight: ``module.weight`` itself if it convolves unchanged.
+        is_own: Whether ``module.weight`` gives the same, as a parameter or by its parametrization:
+            writing that one then changes this.
     """
 
     weight: Tensor
@@ -42,7 +43,7 @@ class ConvolvedWeight(NamedTuple):
 
 
 def may_compute_weight(module: nn.Module) -> bool:
-    """Whether a layer may convolve with something else than its parameter ``weight``."""
+    """Tell whether a layer may convolve with something other than its parameter ``weight``."""
     return "weight" not in module._parameters or _has_own_forward(module)
 
 
@@ -79,8 +80,8 @@ def convolved_weight(name: str, module: Any) -> ConvolvedWeight:
         reason = str(error) if isinstance(error, ConvsimError) else _describe(error)
         raise ConvsimError(
             f"Layer {name!r} ({type(module).__name__}): the weight that convolves cannot be read: "
-            f"{reason}. Leave the layer out with layers=…, or make its weight by "
-            "torch.nn.utils.parametrize, which needs no run of its forward."
+            f"{reason}. Leave the layer out with layers=…, or make its weight with "
+            "torch.nn.utils.parametrize, so that its forward need not run."
         ) from error
     trains = recorded and any(parameter.requires_grad for parameter in module.parameters())
     own = found.weight is module._parameters.get("weight")
@@ -124,17 +125,17 @@ def _run_hooks_before_forward(module: nn.Module, twin: nn.Module) -> None:
 
 
 def _stand_in(parameter: nn.Parameter) -> Tensor:
-    """Copy a parameter, so that a gradient goes on to it; one of a frozen one ends at the copy."""
+    """Copy a parameter. Gradients go on to it; those of a frozen one end at the copy."""
     whole = gather(parameter) if is_sharded(parameter) else parameter
     own = whole.clone()
-    # What depends on parameters can be told by this, frozen or not.
+    # Every copy requires a gradient: that marks whatever depends on a parameter, frozen or not.
     return own if own.requires_grad or not own.is_floating_point() else own.requires_grad_()
 
 
 def _copy(module: nn.Module, stand_ins: dict[nn.Parameter, Tensor]) -> nn.Module:
-    """Copy a module with all that it holds but hooks, in eval mode.
+    """Copy a module and what it holds, without hooks, in eval mode.
 
-    Modes are set and not asked for by ``eval()``, which may do more, as LoRA's merges weights.
+    The mode is set directly: ``eval()`` may do more, as LoRA's merges weights.
     """
     memo: dict[int, Any] = {id(parameter): own for parameter, own in stand_ins.items()}
     for part in module.modules():
@@ -151,7 +152,7 @@ def _copy(module: nn.Module, stand_ins: dict[nn.Parameter, Tensor]) -> nn.Module
 
 
 class _CopyTensors(TorchFunctionMode):
-    """Let results of a graph be copied too, which torch refuses: a layer may hold its last ones."""
+    """Copy tensors inside a graph too, which torch refuses: a layer may keep its last outputs."""
 
     def __torch_function__(
         self,
@@ -166,7 +167,7 @@ class _CopyTensors(TorchFunctionMode):
 
 
 def _probe(module: Any) -> Tensor:
-    """Make zeros that the kernel fits into, and that any of its paddings can be made of."""
+    """Make an input of zeros, large enough for the kernel and for any of its padding modes."""
     reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     if not module.transposed:
         flat = module._reversed_padding_repeated_twice  # from the last axis to the first
@@ -176,7 +177,7 @@ def _probe(module: Any) -> Tensor:
 
 
 def _captured_in_forward(twin: Any) -> tuple[Tensor, bool]:
-    """Run a copy's forward as far as its own convolution: its weight, and whether `.data` was used.
+    """Run a copy's forward up to its own convolution; return the weight, and if `.data` was used.
 
     Raises:
         ConvsimError: If there is none, or several that could be it.
@@ -192,7 +193,8 @@ def _captured_in_forward(twin: Any) -> tuple[Tensor, bool]:
             f"its forward, given zeros of shape {tuple(probe.shape)}, raised {_describe(error)}"
         ) from error
     finally:
-        for bound in ("forward", "_old_forward"):  # to the copy, which would live until it is found
+        # Bound to the copy: a reference cycle, which would keep it alive.
+        for bound in ("forward", "_old_forward"):
             vars(twin).pop(bound, None)
     return capture.weight(), capture.uses_data
 
@@ -212,10 +214,10 @@ class _Captured(Exception):  # noqa: N818 - nothing went wrong
 
 
 class _Capture(TorchFunctionMode):
-    """Note the weights of a module's convolutions, and stop at one that is surely its own.
+    """Note the weights of a module's convolutions, and stop at the first that must be its own.
 
-    That one has the layer's shape and depends on its parameters: a partial convolution convolves
-    its mask first, a deformable one asks another layer for its offsets.
+    That one has the layer's shape and depends on its parameters. Others may come first: a partial
+    convolution convolves its mask, a deformable one computes its offsets by another layer.
     """
 
     def __init__(self, module: Any) -> None:
@@ -250,7 +252,7 @@ class _Capture(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def weight(self) -> Tensor:
-        """Return the weight with most signs of being the layer's own."""
+        """Return the weight that has most signs of being the layer's own."""
         best = max((signs for signs, _ in self._found), default=(False, False))
         weights = {id(weight): weight for signs, weight in self._found if signs == best}
         if not any(best):
@@ -258,8 +260,8 @@ class _Capture(TorchFunctionMode):
         if len(weights) > 1:
             shapes = ", ".join(str(tuple(weight.shape)) for weight in weights.values())
             raise ConvsimError(
-                f"it convolves with several, of shapes {shapes}, and none of the layer's shape "
-                f"{self._shape} that depends on its parameters"
+                f"it convolves with several, of shapes {shapes}, and none has the layer's shape "
+                f"{self._shape} and depends on its parameters"
             )
         return next(iter(weights.values()))
 

@@ -35,13 +35,13 @@ class ConvLayer:
 
     @property
     def parametrized(self) -> bool:
-        """Whether the weight that convolves is another than the parameter ``weight``."""
+        """Whether the weight that convolves is not the parameter ``weight`` itself."""
         own = self.module._parameters.get("weight")
         return own is None or self._own_weight() is not own
 
     @property
     def trains(self) -> bool:
-        """Whether the weight, or something that it is computed from, requires a gradient."""
+        """Whether the weight, or anything it is computed from, requires a gradient."""
         own = self.module._parameters.get("weight")
         if own is not None and own.requires_grad:  # spares reading it
             return True
@@ -75,10 +75,10 @@ class ConvLayer:
         return self.read()[0]
 
     def read(self, *, shares: bool = False) -> tuple[Tensor, Share | None]:
-        """Read the weight, or with `shares` only this rank's filters and where the others are.
+        """Read the weight; with `shares`, only this rank's filters, and where the others are.
 
-        Shares exist where a weight is sharded between whole filters, and groups; any other is read
-        as by `weight`.
+        A weight has shares if it is sharded between whole filters and groups; any other is read as
+        `weight` reads it.
         """
         module: Any = self.module
         weight = self._own_weight()
@@ -128,8 +128,8 @@ class ConvLayer:
     def set_weight(self, weight: Tensor) -> None:
         """Write the weight that convolves, through a parametrization's right inverse.
 
-        A parametrization, or a forward that constrains its weight, may make another of it: `bank`
-        reads what came of it.
+        A parametrization, or a forward that constrains its weight, may change it: `bank` reads the
+        result.
 
         Raises:
             ConvsimError: If the layer's forward makes its own weight, or the parametrization has no
@@ -173,7 +173,7 @@ class ConvLayer:
                 )
 
     def bank(self, weight: Tensor | None = None, share: Share | None = None) -> KernelBank:
-        """See the layer's weight, another of its shape or this rank's share as groups of filters.
+        """See a weight as groups of filters: the layer's, another of its shape, or a rank's share.
 
         Raises:
             ConvsimError: As `kernel_bank`, with the layer's name.
@@ -194,7 +194,7 @@ class ConvLayer:
 
 
 def refuse_flat_shard(name: str, module: Any) -> None:
-    """Refuse a weight that FSDP1 keeps in a flat shard, of which filters cannot be told."""
+    """Refuse a weight that FSDP1 keeps in a flat shard, where filters cannot be told apart."""
     weight = module._parameters.get("weight")
     if weight is None:
         flat = "weight" in vars(module) and next(module.parameters(), None) is None

@@ -1,8 +1,8 @@
-"""A weight whose parts lie on several processes: gathered, or taken by the filters of this one.
+"""A weight whose parts lie on several processes: gathered, or read as this process' filters.
 
 `torch.distributed.tensor` says where the parts lie, whoever cut them: FSDP2, HSDP, tensor parallel.
-A weight cut between whole filters (as by FSDP2) can stay where it is for a penalty that meets other
-filters in a sum alone.
+A weight cut between whole filters (as by FSDP2) can stay where it is for a penalty that needs other
+filters only as a sum.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """All filters of a layer, of which a bank holds those of this rank.
+    """All filters of a layer; a bank holds those of this rank.
 
     Attributes:
         process_group: The ranks that hold them all, each once.
@@ -38,7 +38,7 @@ class Share:
 
 
 def is_sharded(weight: Tensor) -> bool:
-    """Tell whether a weight is a DTensor, all of it or a part here."""
+    """Tell whether a weight is a DTensor, whether this process holds all of it or a part."""
     return hasattr(weight, "full_tensor")
 
 
@@ -70,9 +70,9 @@ def share_of(weight: Any, groups: int) -> Share | None:
 
 
 def local_filters(weight: Any, share: Share) -> Tensor:
-    """Take this rank's part, differentiable; one group of zeros, similar to none, if it has none.
+    """Take this rank's part, differentiable; if it is empty, zeros, which are similar to none.
 
-    In cut groups that is one filter.
+    Of zeros one whole group, or a single filter where groups are cut.
     """
     own: Tensor = weight.to_local()
     return (

@@ -87,12 +87,13 @@ def sample_windows(module: nn.Module, bank: KernelBank, inputs: Tensor, count: i
 def _take(x: Tensor, axes: tuple[_Axis, ...], count: int) -> Tensor:
     index, inside = _places(axes, len(x), count, x.device)
     x_NPC = x.flatten(2).transpose(1, 2)
+    # One gather: images (S, 1) beside pixels (S, n); zeros of the padding by the factor.
     picked_SnC: Tensor = x_NPC[index[0].unsqueeze(1), index[1:].T] * inside.T.unsqueeze(-1)
     return picked_SnC
 
 
 def _axes(module: Any, bank: KernelBank, sizes: tuple[int, ...]) -> tuple[_Axis, ...]:
-    if bank.transposed:
+    if bank.transposed:  # a stride-1 convolution of pixels `spacing` apart, padded the other way
         reach = [d * (k - 1) for d, k in zip(bank.dilation, bank.kernel, strict=True)]
         sides = [
             (r - p, r - p + further)
@@ -117,6 +118,7 @@ def _places(
     """Choose windows: (1 + n, S) of image and pixels, and (n, S) 0 where a zero is read."""
     tables = [_table(axis) for axis in axes]
     lengths = [axis.positions for axis in axes]
+    # A window's number, taken apart like a clock's: the last axis turns fastest.
     rest = spread(count, images * prod(lengths))
     positions: list[Tensor] = []
     for length in reversed(lengths):
@@ -129,7 +131,7 @@ def _places(
         for axis, table, p, u in zip(axes, tables, positions, taps, strict=True):
             v = axis.kernel - 1 - u if axis.mode == _REVERSED else u
             source = table[(axis.stride * p + axis.dilation * v).clamp(max=len(table) - 1)]
-            pixel = pixel * axis.size + source.clamp(min=0)
+            pixel = pixel * axis.size + source.clamp(min=0)  # its place in the flattened image
             inside &= source != _ZERO
         rows.append(pixel)
         insides.append(inside)
@@ -143,6 +145,7 @@ def _table(axis: _Axis) -> Tensor:
     fill: dict[str, Any] = (
         {"value": _ZERO} if axis.mode in ("zeros", _REVERSED) else {"mode": axis.mode}
     )
+    # As float64, which pad takes in every mode.
     padded = nn.functional.pad(pixels[None, None].double(), (axis.before, axis.after), **fill)
     return padded[0, 0].long()
 

@@ -35,8 +35,8 @@ ARITHMETIC: dict[Precision, Arithmetic] = {
 def choose_precision() -> tuple[Precision, str]:
     """Choose what is fastest on this hardware, and say why.
 
-    AVX-512 BF16 alone is no reason for bf16: on a Xeon with it and without AMX, a small CNN trained
-    0.9 times as fast as in float32, and 1.25 times as fast in float32 with channels last.
+    AVX-512 BF16 alone does not speed up bf16: on a Xeon that has it but no AMX, a small CNN trained
+    in bf16 at 0.9 times the speed of float32, and in float32 with channels last at 1.25 times.
     """
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
@@ -51,7 +51,7 @@ def choose_precision() -> tuple[Precision, str]:
 
 
 class FirstMaps:
-    """Reads back what the first convolution of a model puts out, once, and is gone.
+    """Reads back, once, what the first convolution of a model puts out.
 
     Attributes:
         found: Its dtype and memory format; empty until the model has run.

@@ -1,4 +1,4 @@
-"""Random crops and mirroring, another for every image."""
+"""Random crops and mirroring, drawn anew for every image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def crop_and_flip(images: Tensor, margin: int = 4) -> Tensor:
-    """Shift each image by up to `margin` pixels, what is outside being 0, and mirror every second.
+    """Shift each image by up to `margin` pixels, filling with 0, and mirror half of them.
 
     The common augmentation of CIFAR (He et al. 2016, section 4.2). Draws from torch's generator of
     the images' device.
@@ -36,7 +36,7 @@ def crop_and_flip(images: Tensor, margin: int = 4) -> Tensor:
 
 
 def resized_crop(image: Image.Image, size: tuple[int, int], *, seed: int) -> Image.Image:
-    """Crop a random part of a photograph, scale it to `size`, and mirror every second.
+    """Crop a random part of a photograph, scale it to `size`, and mirror half of them.
 
     The augmentation of ImageNet (Szegedy et al. 2015; torchvision's RandomResizedCrop, whose draws
     these are): 8 to 100 % of the area, aspect ratios from 3/4 to 4/3, bilinear and antialiased.

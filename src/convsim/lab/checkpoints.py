@@ -1,4 +1,4 @@
-"""What a run keeps on disk while it trains: whole checkpoints with its curve, each of one run."""
+"""What a run keeps on disk while it trains: whole checkpoints, which hold its curve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SCORES = ("accuracy", "train_loss", "seconds")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint takes the place of the last one in one step, or leaves it as it is."""
+    """A new checkpoint replaces the last one in one step, or leaves it as it is."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -43,7 +43,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Bookkeeping(Callback):
-    """Seed every epoch, save before the first and after each, keep the curve in the checkpoint."""
+    """Seed every epoch, save before the first and after each, keep the curve."""
 
     def __init__(
         self, run: Run, checkpoint: Path | None, progress: Progress | None, resumed: bool
@@ -69,7 +69,7 @@ class Bookkeeping(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed the epoch, which a resume repeats."""
+        """Seed the epoch, so that a resume repeats it."""
         if batch_idx == 0:  # not at the epoch's start: making the loader's iterator draws a number
             seed = self.run.epoch_seed(trainer.current_epoch)
             torch.manual_seed(seed * trainer.world_size + trainer.global_rank)
@@ -166,6 +166,6 @@ def _options(configuration: Record, prefix: str = "") -> Record:
 def damaged(path: Path, error: Exception) -> ConvsimError:
     """Say that a checkpoint cannot be read, and what to do."""
     return ConvsimError(
-        f"{path} is not a checkpoint of convsim that can be read ({type(error).__name__}: "
+        f"{path} is not a readable checkpoint of convsim ({type(error).__name__}: "
         f"{error}). Delete it to start this run anew."
     )

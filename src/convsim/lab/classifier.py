@@ -15,6 +15,7 @@ from convsim.lab.arithmetic import ARITHMETIC
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import Images, pixel_statistics
 from convsim.lab.loading import in_order
+from convsim.lab.models import logits_of
 from convsim.lab.muon import KernelMuon
 from convsim.lab.preprocessing import Standardised
 from convsim.lab.runs import Recipe
@@ -31,7 +32,9 @@ class Classifier(LightningModule):
         self.memory_format = ARITHMETIC[recipe.precision].memory_format
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
-        self.crops = recipe.augment and isinstance(train_images, Tensor)  # else files are, as read
+        self.crops = recipe.augment and isinstance(
+            train_images, Tensor
+        )  # files are cropped as they are read
         height, width = train_images.shape[2:]
         self.size = height if height == width else None
         mean, std = pixel_statistics(train_images)
@@ -41,12 +44,10 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, classes)."""
         standardised = (images.float() - self.mean) / self.std
-        output = self.model(standardised.contiguous(memory_format=self.memory_format))
-        logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
-        return logits
+        return logits_of(self.model(standardised.contiguous(memory_format=self.memory_format)))
 
     def preprocessing(self) -> Standardised:
-        """What is done to an image before the model reads it."""
+        """Return what is done to an image before the model reads it."""
         mean, std = (tuple(part.flatten().tolist()) for part in (self.mean, self.std))
         return Standardised(mean, std, self.size)
 
@@ -110,7 +111,7 @@ class Classifier(LightningModule):
 
 @torch.no_grad()
 def accuracy(classifier: nn.Module, images: Images, labels: Tensor) -> float:
-    """Compute the share of images that a classifier labels rightly, in ``eval()`` mode."""
+    """Compute the share of images that a classifier labels correctly, in ``eval()`` mode."""
     classifier.eval()
     device = next(classifier.parameters()).device
     correct = sum(

@@ -44,8 +44,8 @@ def compare(
     Tuning looks at the held-out share of the training data only, with seeds of its own: first each
     coefficient at the recipe's learning rate, then each learning rate at the best coefficient. The
     highest mean accuracy wins; a candidate that diverges counts as 0. Each finished run is appended
-    to ``folder/records.jsonl`` at once, and a run already there is not repeated; one that was cut
-    off goes on from its last epoch.
+    to ``folder/records.jsonl`` at once, and is not repeated by a later call; a run that was cut off
+    goes on from its last epoch.
 
     Args:
         data: The data set.
@@ -54,12 +54,12 @@ def compare(
         seeds: Seeds to report; the same for every method, so that differences pair.
         folder: Where records and checkpoints go.
         tuning_seeds: How many seeds each candidate is tried with.
-        learning_rates: Which to try for every method, beside the recipe's.
+        learning_rates: Rates to try for every method, beside the recipe's.
         jobs: How many processes of this machine share the runs, each with its share of the threads.
         launcher: Who trains the runs: "local", processes of this machine, or "ray", a Ray cluster:
             the one at RAY_ADDRESS, or else one of this machine's processors. A run whose worker is
-            lost is started again. Give it a `folder` that all its machines share, and a lost run
-            goes on from its last checkpoint; elsewhere it starts anew.
+            lost is started again: from its last checkpoint if all machines share `folder`,
+            otherwise from the start.
         report: Called after each run.
 
     Returns:
@@ -109,7 +109,7 @@ def compare(
 
 
 Candidate = tuple[Method, Recipe]
-"""One way to train that tuning chooses from."""
+"""One of the ways to train among which tuning chooses."""
 
 
 def _score(runs: Sequence[Run], done: dict[str, Record]) -> float:

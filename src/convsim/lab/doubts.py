@@ -1,4 +1,4 @@
-"""What makes results worth little although they are numbers: a loss that blew up, or chance."""
+"""When results mean little although they are numbers: a loss that blew up, or chance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ from convsim.lab.datasets import ImageData
 from convsim.lab.records import Record
 
 _DIVERGED = 1.5
-"""Times the loss of guessing, from where a training loss has diverged: one epoch may end above it
-once."""
-
-
-def plain_relu(model: nn.Module) -> bool:
-    """Tell whether a model has ReLUs and no normalization."""
-    kinds = {type(module).__name__.lower() for module in model.modules()}
-    return "relu" in kinds and not any("norm" in kind for kind in kinds)
+"""A training loss above this many times the loss of guessing has diverged; below, one epoch may end
+by bad luck."""
 
 
 @cache
@@ -33,16 +27,12 @@ def _say_once(text: str) -> None:
 
 def warn_of_plain_relu(model: nn.Module) -> None:
     """Warn, once, of the one kind of network that penalties made worse on every seed on record."""
-    if plain_relu(model):
+    kinds = {type(module).__name__.lower() for module in model.modules()}
+    if "relu" in kinds and not any("norm" in kind for kind in kinds):
         _say_once(
             "A network with ReLU and no normalization lost accuracy to the penalty on every seed "
             "that is on record (experiments/12_networks). Take normalization layers, or ELU."
         )
-
-
-def chance(data: ImageData) -> float:
-    """Return the accuracy on test images of always naming their commonest class."""
-    return float(data.test_labels.bincount().max()) / len(data.test_labels)
 
 
 def diverged(record: Record, data: ImageData) -> bool:
@@ -61,7 +51,8 @@ def doubts(records: Sequence[Record], data: ImageData) -> list[str]:
         Sentences; none where all is well.
     """
     found = []
-    luck = chance(data)
+    # The accuracy of always naming the commonest class, and what that seldom exceeds by chance.
+    luck = float(data.test_labels.bincount().max()) / len(data.test_labels)
     beyond_luck = luck + 3 * math.sqrt(luck * (1 - luck) / len(data.test_labels))
     by_method = groupby(records, lambda record: record["configuration"]["method"]["name"])
     for position, (name, group) in enumerate(by_method):

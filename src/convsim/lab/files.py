@@ -18,7 +18,7 @@ PATIENCE = 10.0
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to that takes the place of `path` in one step when the block ends.
+    """Give a path to write to, which replaces `path` in one step when the block ends.
 
     Until then, and for ever if the block fails, `path` is as it was. Two processes must not replace
     one file at once: hold the folder's lock.
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Own a folder, made if need be; a process may nest this. The kernel frees a dead owner's lock.
+    """Own a folder, made if needed; may be nested. The kernel frees the lock of a dead owner.
 
     Raises:
         ConvsimError: If another process owns the folder; names it.
@@ -66,7 +66,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says when `path` cannot be written into a `WriteError`."""
+    """Turn the operating system's error when `path` cannot be written into a `WriteError`."""
     try:
         yield
     except OSError as error:

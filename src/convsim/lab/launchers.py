@@ -25,7 +25,7 @@ Launcher = Callable[[Sequence[Run], Path, int], Trained]
 """Trains runs, at most `jobs` at a time, with checkpoints in a folder; yields each as it ends."""
 
 LOST_WORKERS = 5
-"""How often Ray starts a run again whose worker died; it goes on from its last checkpoint."""
+"""How often Ray restarts a run whose worker died; the run goes on from its last checkpoint."""
 
 
 def checkpoints(folder: Path, run: Run) -> Path:
@@ -79,7 +79,8 @@ def _begin_worker(threads: int) -> None:
     """Set a worker up: Ctrl-C is its parent's to handle, and it ends when its parent does."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The default would do, but Lightning replaces it by one that the pool takes for a failed run.
+    # The default handler would do, but Lightning replaces it by one after which the pool sees a
+    # failed run.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(1))
     Thread(target=_end_with_parent, daemon=True).start()
 

@@ -42,12 +42,12 @@ def library_model(name: str, classes: int, channels: int, *, pretrained: bool = 
     Args:
         name: "torchvision:NAME", "timm:NAME", "transformers:NAME" (an architecture such as "resnet"
             or "convnext", a folder, or with `pretrained` a name on its hub), or
-            "package.module:factory", a function or class of yours that is called without arguments;
-            the working directory is searched last.
+            "package.module:factory", a function or class of yours, called without arguments; the
+            working directory is searched last.
         classes: Number of classes. A factory and a folder have their own.
         channels: Channels of the images. A factory and a folder have their own.
-        pretrained: Download the published weights, with the head they come with. Weights are read
-            without unpickling anything but tensors.
+        pretrained: Download the published weights, with the head they come with. Only tensors are
+            unpickled.
 
     Raises:
         ConvsimError: If the library has no such model, the factory fails or makes none, or
@@ -79,7 +79,7 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool) -> nn
         return cast(nn.Module, models.get_model(name, weights=None, num_classes=classes))
     weights = models.get_model_weights(name).DEFAULT
     model = models.get_model(name, weights=None, num_classes=len(weights.meta["categories"]))
-    state = _download(
+    state = _weights(
         f"torchvision:{name}", lambda: weights.get_state_dict(check_hash=True, weights_only=True)
     )
     model.load_state_dict(state)
@@ -93,7 +93,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool) -> nn.Module
     if not pretrained:
         model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
         return cast(nn.Module, model)
-    model = _download(
+    model = _weights(
         f"timm:{name}", lambda: timm.create_model(name, pretrained=True, in_chans=channels)
     )
     return cast(nn.Module, model)
@@ -103,7 +103,7 @@ def _transformers(name: str, classes: int, channels: int, pretrained: bool) -> n
     transformers = require("transformers", "vision")
     auto = transformers.AutoModelForImageClassification
     if pretrained or Path(name).is_dir():
-        model = _download(
+        model = _weights(
             f"transformers:{name}",
             lambda: auto.from_pretrained(name, use_safetensors=True, trust_remote_code=False),
         )
@@ -123,14 +123,23 @@ def _transformers(name: str, classes: int, channels: int, pretrained: bool) -> n
         ) from error
 
 
-def _download(name: str, load: Callable[[], Any]) -> Any:
+def _weights(name: str, load: Callable[[], Any]) -> Any:
+    return downloaded(f"weights of {name!r}", load, "a file with --weights")
+
+
+def downloaded(what: str, load: Callable[[], Any], instead: str) -> Any:
+    """Return what a library downloads.
+
+    Raises:
+        DataError: If that fails; says what, why, and what to give instead.
+    """
     try:
         return load()
     except Exception as error:
         reason = str(error).strip().splitlines() or ["no reason given"]
         raise DataError(
-            f"The weights of {name!r} could not be loaded ({type(error).__name__}: {reason[0]}). "
-            "Check the name and the network, or give a file with --weights."
+            f"The {what} could not be loaded ({type(error).__name__}: {reason[0]}). Check the name "
+            f"and the network, or give {instead}."
         ) from error
 
 
@@ -139,7 +148,7 @@ def imported(module_name: str, what: str) -> ModuleType:
 
     Args:
         module_name: Its dotted name.
-        what: What it should hold, and how that is named, for the error.
+        what: What it should hold, and how to name it, for the error.
 
     Raises:
         ConvsimError: If it cannot be imported.

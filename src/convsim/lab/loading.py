@@ -32,7 +32,7 @@ def prepared(
     *,
     workers: int | None = None,
 ) -> Iterator[Tensor]:
-    """Go through images in their order, in batches as a network reads them.
+    """Yield images in their order, in batches as a network reads them.
 
     Args:
         images: uint8 (N, C, H, W), or images in their files.
@@ -42,7 +42,7 @@ def prepared(
             lie in files.
 
     Raises:
-        DataError: If a file cannot be read and may not be left out, or none of all can be.
+        DataError: If a file cannot be read and may not be left out, or no file can be read.
         ConvsimError: If images come out of different sizes.
 
     Memory: some batches a worker, however many images there are.
@@ -96,7 +96,7 @@ def _default_workers(images: Images) -> int:
 
 
 def _shared_memory() -> bool:
-    """Whether batches can be handed over: containers often have 64 MB for it, of which all die."""
+    """Tell whether workers can hand over batches; in a container with 64 MB for that, they die."""
     try:
         found = os.statvfs("/dev/shm")
     except OSError:
@@ -106,7 +106,7 @@ def _shared_memory() -> bool:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an image was not prepared; an exception would lose its words on the way."""
+    """Why an image was not prepared; an exception would lose its message between processes."""
 
     name: str
     kind: type[ConvsimError]

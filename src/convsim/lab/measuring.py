@@ -1,4 +1,4 @@
-"""Measure a model on the test images of a data set, prepared as the model wants them."""
+"""Measure a model on the test images of a data set, prepared as the model needs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def measure_on(
     data: ImageData,
     *,
     preprocessing: Preprocessing | None = None,
-    size: int | None = None,
     batch_size: int = 32,
     layers: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
@@ -37,7 +36,6 @@ def measure_on(
         data: The images, in memory or in their files.
         preprocessing: How they reach the model; standardised by mean and standard deviation of the
             training part if None.
-        size: Height and width to scale images to if it is None; as they are if both are.
         batch_size: Images at once. It does not change the result.
         layers: As in `convsim.measure`, and so the next two.
         modules: As in `convsim.measure`.
@@ -52,7 +50,7 @@ def measure_on(
         NonFiniteError: As `convsim.measure`.
     """
     if preprocessing is None:
-        preprocessing = Standardised.of(data.train_images, size)
+        preprocessing = Standardised.of(data.train_images)
     shape: tuple[int, ...] = ()
 
     def batches() -> Iterator[Tensor]:
@@ -76,7 +74,7 @@ def measure_on(
             autocorrelation=autocorrelation,
             place=place,
         )
-        return replace(report, data=f"{data.name}, test images, {preprocessing.said}")
+        return replace(report, data=f"{data.name}, test images, {preprocessing.description}")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
@@ -89,7 +87,7 @@ def measure_on(
 
 
 def wanted_size(model: nn.Module) -> int | None:
-    """Read what height and width of images a model of timm, transformers or torchvision names."""
+    """Read the image height and width that a model of timm, transformers or torchvision names."""
     timm = getattr(model, "pretrained_cfg", None)
     size = (
         timm["input_size"][-1] if isinstance(timm, dict) and "input_size" in timm

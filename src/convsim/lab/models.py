@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -29,6 +29,14 @@ class _Style:
 
     norm: Norm
     activation: Activation
+
+    def __post_init__(self) -> None:
+        for option, kind in (("norm", Norm), ("activation", Activation)):
+            value, known = getattr(self, option), get_args(kind)
+            if value not in known:
+                raise ConvsimError(
+                    f"{option} must be one of {', '.join(map(repr, known))}; got {value!r}."
+                )
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """Build a convolution that keeps the size at stride 1, with a bias where no norm is."""
@@ -87,13 +95,7 @@ def build_model(
             option that a model of another library does not take.
         MissingExtraError: If that library is not installed.
     """
-    sizes = {"classes": classes, "channels": channels, "width": width}
-    for option, value in sizes.items():
-        # bool is a subclass of int.
-        if value is not None and (type(value) is not int or value < 1):
-            raise ConvsimError(
-                f"{option} must be a positive integer; got {value!r}. Pass an int of 1 or more."
-            )
+    _require_sizes(classes=classes, channels=channels, width=width)
     if ":" in name:
         given = {"width": width, "norm": norm, "activation": activation}
         refused = [option for option, value in given.items() if value is not None]
@@ -109,12 +111,6 @@ def build_model(
             "choose a model of torchvision, timm or transformers."
         )
     style = _Style("batch" if norm is None else norm, "relu" if activation is None else activation)
-    if style.norm not in ("batch", "none"):
-        raise ConvsimError(f"norm must be 'batch' or 'none'; got {norm!r}.")
-    if style.activation not in _ACTIVATIONS:
-        raise ConvsimError(
-            f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}; got {activation!r}."
-        )
     if wide := re.fullmatch(r"wrn28-([1-9]\d*)", name):
         return _wide_resnet28(style, classes, channels, width or 16, int(wide[1]))
     if name.startswith("wrn28"):
@@ -128,6 +124,15 @@ def build_model(
         )
     default_width, build = MODELS[name]
     return build(style, classes, channels, width or default_width)
+
+
+def _require_sizes(**sizes: int | None) -> None:
+    for option, value in sizes.items():
+        # bool is a subclass of int.
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConvsimError(
+                f"{option} must be a positive integer; got {value!r}. Pass an int of 1 or more."
+            )
 
 
 def _shallow_cnn(style: _Style, classes: int, channels: int, width: int) -> nn.Module:
@@ -236,6 +241,12 @@ def _kaiming(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
     return model
+
+
+def logits_of(output: Any) -> Tensor:
+    """Take the logits (N, classes) of what a classifier returns; transformers wraps them."""
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
 
 
 MODELS: dict[str, tuple[int, Callable[[_Style, int, int, int], nn.Module]]] = {

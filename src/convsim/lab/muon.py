@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from convsim.kernels import conv_layers
 
 OTHERS = 4.0
-"""How many times the kernels' learning rate the other parameters have."""
+"""The other parameters' learning rate, as a multiple of the kernels'."""
 
 
 class KernelMuon(torch.optim.SGD):
     """Step every convolution's kernel by Muon, and biases, norms and linear layers by SGD.
 
-    A kernel is a matrix to Muon, one row a filter; its momentum, orthogonalized by Newton and
-    Schulz, is the step (Jordan et al. 2024; `torch.optim.Muon`, with its own momentum and
-    scaling), so that all directions among a layer's filters are learnt at one speed. Weight decay
-    is decoupled there, and SGD's elsewhere.
+    Muon sees a kernel as a matrix, one row a filter. Its step is the momentum, orthogonalized by a
+    Newton-Schulz iteration (Jordan et al. 2024; `torch.optim.Muon`, with its own momentum and
+    scaling), so that all directions among a layer's filters are learnt at one speed. Its weight
+    decay is decoupled; the other parameters have SGD's.
 
     Args:
         model: Whose parameters are stepped.

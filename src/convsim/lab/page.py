@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from convsim.report.html import content_policy, source_hash
+from convsim.report.html import document
 from convsim.visible import visible
 
 _STYLE = """
@@ -51,7 +51,6 @@ def page(
         below: The small print at the end.
         links: Text and address of other files beside this one.
     """
-    policy = content_policy("img-src data:", f"style-src '{source_hash(_STYLE)}'")
     cells = "".join(
         f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in line)}</tr>" for line in rows
     )
@@ -64,19 +63,12 @@ def page(
         f'<p><a href="{_text(address)}">{_text(text)}</a></p>\n'
         for text, address in (links or {}).items()
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style></head><body>
-<h1>{_text(title)}</h1>
+    body = f"""<h1>{_text(title)}</h1>
 <p>{_text(above)}</p>
 <div><table><thead><tr>{"".join(f"<th>{_text(name)}</th>" for name in head)}</tr></thead>
 <tbody>{cells}</tbody></table></div>
-{shown}{to}<p>{_text(below)}</p>
-</body></html>
-"""
+{shown}{to}<p>{_text(below)}</p>"""
+    return document(title, _STYLE, body, "img-src data:")
 
 
 def _text(text: str) -> str:

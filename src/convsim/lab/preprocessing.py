@@ -1,9 +1,10 @@
-"""How a photograph becomes what a network reads: the network's own way, or a standardisation."""
+"""How a photograph becomes what a network reads: in the network's own way, or standardised."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,22 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convsim.errors import ConvsimError, DataError, require
-from convsim.lab.datasets.image_data import Images, pixel_statistics, squared
+from convsim.errors import ConvsimError, require
+from convsim.lab.datasets.image_data import Images, centre_squares, pixel_statistics
 from convsim.lab.datasets.image_files import fitted, to_tensor
-from convsim.lab.libraries import imported
+from convsim.lab.libraries import downloaded, imported
 
 
 class Preprocessing(Protocol):
     """How images reach a network.
 
     Attributes:
-        said: What it does, for reports.
+        description: What it does, for reports.
         channels: Of what it gives, 1 or 3.
     """
 
     @property
-    def said(self) -> str: ...  # noqa: D102
+    def description(self) -> str: ...  # noqa: D102
     @property
     def channels(self) -> int: ...  # noqa: D102
 
@@ -43,8 +44,8 @@ class Standardised:
     Attributes:
         mean: One number a channel.
         std: Likewise.
-        size: Height and width that the largest square about an image's centre is scaled to,
-            bilinear and antialiased; None leaves images as they are.
+        size: Height and width to scale the largest square at an image's centre to, bilinear and
+            antialiased; None leaves images as they are.
         origin: Whose mean and standard deviation they are, for reports.
     """
 
@@ -65,7 +66,7 @@ class Standardised:
         return len(self.mean)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Name the size, and whose statistics they are."""
         scaled = "" if self.size is None else f"centre squares scaled to {self.size}×{self.size}, "
         return f"{scaled}standardised by mean and standard deviation of {self.origin}"
@@ -81,10 +82,9 @@ class Standardised:
         if images.shape[1] != self.channels:
             images = _recoloured(images, self.channels)
         shape = (1, -1, 1, 1)
-        prepared = (images.float() - torch.tensor(self.mean).view(shape)) / torch.tensor(
-            self.std
-        ).view(shape)
-        return prepared if self.size is None else squared(prepared, self.size)
+        mean, std = (torch.tensor(part).view(shape) for part in (self.mean, self.std))
+        prepared = (images.float() - mean) / std
+        return prepared if self.size is None else centre_squares(prepared, self.size)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a run's record keeps."""
@@ -100,16 +100,16 @@ def _recoloured(images: Tensor, channels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LibrarysOwn:
+class ImageFunction:
     """What a library, or a function of the user's, makes of an RGB image.
 
     Attributes:
-        said: What it does, for reports.
+        description: What it does, for reports.
         function: Makes (C, H, W) of an image.
         channels: Of the images it is given.
     """
 
-    said: str
+    description: str
     function: Callable[[Image.Image], Any]
     channels: int = 3
 
@@ -117,16 +117,14 @@ class LibrarysOwn:
         """Prepare one image.
 
         Raises:
-            ConvsimError: If what comes of it is no tensor of floating point (C, H, W).
+            ConvsimError: If the result is not a floating-point tensor (C, H, W).
         """
         result = self.function(image.convert("RGB"))
         fits = isinstance(result, Tensor) and result.dim() == 3 and result.is_floating_point()
         if not fits:
-            told = (
-                f"{result.dtype} {tuple(result.shape)}"
-                if isinstance(result, Tensor)
-                else (f"a {type(result).__name__}")
-            )
+            told = f"a {type(result).__name__}"
+            if isinstance(result, Tensor):
+                told = f"{result.dtype} {tuple(result.shape)}"
             raise ConvsimError(
                 "A preprocessing takes a PIL image and returns a tensor (C, H, W) of floating "
                 f"point; this one returned {told}. End it with ToTensor() or the like."
@@ -137,14 +135,15 @@ class LibrarysOwn:
 
 def own_preprocessing(
     name: str, model: nn.Module, size: int | None, *, pretrained: bool = False
-) -> LibrarysOwn | None:
+) -> ImageFunction | None:
     """Return the preprocessing that a network of timm, torchvision or transformers comes with.
 
     Args:
         name: The network's name, as in `convsim.lab.libraries.library_model`.
         model: The network.
-        size: Height and width instead of its own, in the same proportion to what is scaled first.
-        pretrained: Whether the network was downloaded, and its preprocessing is to be.
+        size: Height and width instead of its own; what is scaled before a crop keeps its
+            proportion.
+        pretrained: Whether the network was downloaded, and its preprocessing should be too.
 
     Returns:
         timm's evaluation transform for the model's configuration; torchvision's transforms of the
@@ -174,7 +173,7 @@ def own_size(name: str) -> int | None:
     return None
 
 
-def users_preprocessing(name: str) -> LibrarysOwn:
+def users_preprocessing(name: str) -> ImageFunction:
     """Import a preprocessing of the user's own, "package.module:function".
 
     Raises:
@@ -185,53 +184,46 @@ def users_preprocessing(name: str) -> LibrarysOwn:
     function = getattr(imported(module_name, rule), function_name, None)
     if not callable(function):
         raise ConvsimError(f"Module {module_name!r} has no function {function_name!r}. {rule}")
-    return LibrarysOwn(f"prepared by {name}", function)
+    return ImageFunction(f"prepared by {name}", function)
 
 
-def _timm(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _timm(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     data = require("timm.data", "vision")
     config = data.resolve_model_data_config(model)
     if size is not None:
         config["input_size"] = (config["input_size"][0], size, size)
-    return LibrarysOwn(
+    return ImageFunction(
         f"timm's preprocessing: crop of {_times(config['input_size'][1:])}, "
         f"{100 * config['crop_pct']:.4g} % of the scaled image, {config['interpolation']}",
         data.create_transform(**config),
     )
 
 
-def _torchvision(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _torchvision(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     models = require("torchvision.models", "vision")
     transforms = models.get_model_weights(name).DEFAULT.transforms
     chosen = transforms()
     if size is not None:
         (crop,), (resize,) = chosen.crop_size, chosen.resize_size
         chosen = transforms(crop_size=size, resize_size=max(size, round(size * resize / crop)))
-    return LibrarysOwn(
+    return ImageFunction(
         f"torchvision's preprocessing: shorter side {chosen.resize_size[0]}, crop of "
         f"{_times((*chosen.crop_size, *chosen.crop_size)[:2])}, {chosen.interpolation.value}",
         chosen,
     )
 
 
-def _transformers(name: str, model: nn.Module, size: int | None, pretrained: bool) -> LibrarysOwn:
+def _transformers(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
     transformers = require("transformers", "vision")
     folder = Path(name)
     if pretrained or (folder / "preprocessor_config.json").is_file():
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                name, trust_remote_code=False
-            )
-        except Exception as error:
-            reason = str(error).strip().splitlines() or ["no reason given"]
-            raise DataError(
-                f"The image processor of {name!r} could not be loaded ({type(error).__name__}: "
-                f"{reason[0]}). Check the name and the network, or give --preprocess."
-            ) from error
+        load = partial(transformers.AutoImageProcessor.from_pretrained, trust_remote_code=False)
+        what = f"image processor of {name!r}"
+        processor = downloaded(what, partial(load, name), "--preprocess")
     else:
         processor = _processor_of_kind(model)
     options = {} if size is None else _resized(processor, size)
-    return LibrarysOwn(
+    return ImageFunction(
         f"transformers' {type(processor).__name__}" + (f" at {size}×{size}" if size else ""),
         _Processor(processor, options),
     )
@@ -283,7 +275,7 @@ def _times(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
 
 
-_OWN: dict[str, Callable[[str, nn.Module, int | None, bool], LibrarysOwn]] = {
+_OWN: dict[str, Callable[[str, nn.Module, int | None, bool], ImageFunction]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,

@@ -13,23 +13,15 @@ from convsim.lab.page import page as page_of
 from convsim.lab.records import Record
 from convsim.lab.summary import Summary
 from convsim.lab.tables import markdown_table
+from convsim.report.figures import label_axes, new_figure
 from convsim.visible import visible
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HEADER = (
-    "method",
-    "coef.",
-    "lr",
-    "accuracy, %",
-    "gain",
-    "epochs",
-    "similarity",
-    "change",
-    "time, s",
-)
+    "method", "coef.", "lr", "accuracy, %", "gain", "epochs", "similarity", "change", "time, s",
+)  # fmt: skip
 SHORT_HEADER = ("method", "accuracy, %", "gain", "epochs", "similarity", "time, s")
 """Of the terminal, 80 columns wide: without what is said elsewhere or follows from the rest."""
 SHORT_NOTE = (
@@ -68,7 +60,7 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
             "" if control else summary.accuracy_gain.text(1, 100),
             _epochs(summary),
             f"{summary.similarity.mean:.3f}{' †' * summary.one_class}",
-            _change(summary) if not control else "",
+            "" if control else summary.change,
             f"{summary.seconds:.1f}",
         )
 
@@ -100,20 +92,13 @@ def _epochs(summary: Summary) -> str:
     return text if reached == seeds else f"{text} ({reached} of {seeds})"
 
 
-def _change(summary: Summary) -> str:
-    gain = summary.similarity_gain
-    return "other images" if gain is None else gain.text(3)
-
-
 def _coefficient(value: Coefficient | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def figure(summaries: Sequence[Summary], title: str) -> Figure:
     """Draw learning curves, test accuracy by seed, and feature-map similarity by layer."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
-    drawing = Figure(figsize=(12, max(3.8, 1 + 0.25 * len(summaries))), layout="constrained")
+    drawing = new_figure(12, max(3.8, 1 + 0.25 * len(summaries)))
     drawing.suptitle(title, parse_math=False)
     curves, accuracies, layers = drawing.subplots(1, 3)
     accuracies.set_yticks(range(len(summaries)), [s.method for s in summaries])
@@ -127,24 +112,20 @@ def figure(summaries: Sequence[Summary], title: str) -> Figure:
         accuracies.plot(values, [position] * len(values), "o", color=color, alpha=0.35)
         half = summary.accuracy.half_width
         accuracies.errorbar(
-            100 * summary.accuracy.mean,
-            position,
+            100 * summary.accuracy.mean, position,
             xerr=100 * half if math.isfinite(half) else None,
-            fmt="|",
-            markersize=12,
-            capsize=4,
-            color=color,
-        )
+            fmt="|", markersize=12, capsize=4, color=color,
+        )  # fmt: skip
         layers.plot(list(summary.layers.values()), "o-", color=color, markersize=4)
-    _label(curves, "Held-out accuracy, %", "epoch")
+    label_axes(curves, "Held-out accuracy, %", "epoch")
     curves.xaxis.get_major_locator().set_params(integer=True)
-    _label(accuracies, "Test accuracy by seed, %", "")
+    label_axes(accuracies, "Test accuracy by seed, %", "")
     accuracies.grid(visible=False, axis="y")
     accuracies.grid(axis="x", color="0.9")
     accuracies.invert_yaxis()
     accuracies.margins(y=0.1)
-    images = ", one class" * any(s.one_class for s in summaries)
-    _label(layers, f"Feature-map similarity (mean |cosine|{images})", "convolution, from the input")
+    cosine = "mean |cosine|" + ", one class" * any(s.one_class for s in summaries)
+    label_axes(layers, f"Feature-map similarity ({cosine})", "convolution, from the input")
     depth = len(summaries[0].layers)
     layers.set_xticks(range(depth), [str(i + 1) for i in range(depth)])
     layers.set_ylim(bottom=0)
@@ -156,13 +137,6 @@ _COLORS = [
     "#a6761d", "#b2df8a", "#fb9a99", "#cab2d6", "#17becf", "#000000", "#bc5090", "#003f5c",
     "#ffa600", "#8c564b", "#a6cee3", "#808000", "#5b8e7d",
 ]  # fmt: skip
-
-
-def _label(axes: Axes, title: str, x: str) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
 
 
 def html_page(summaries: Sequence[Summary], title: str, details: str) -> str:

@@ -23,7 +23,7 @@ class Processes:
     on_node: int = 1
 
     def share(self, batch: list[int]) -> list[int]:
-        """Take this process' part of a batch: equal for all, so a few indices may come twice."""
+        """Take this process' share of a batch: all are equal, so a few indices may come twice."""
         each = -(-len(batch) // self.count)
         return (batch * self.count)[: each * self.count][self.rank :: self.count]
 

@@ -25,12 +25,12 @@ from convsim.version import __version__
 Record = dict[str, Any]
 
 SCHEMA = 2
-"""Of new records. In 1, feature maps were compared on the first test images, in the data's order:
-of one class, where the data are sorted by class."""
+"""Of new records. Schema 1 compared feature maps on the first test images in the data's order:
+on one class, where data are sorted by class."""
 
 
 def new_record(configuration: Record, result: Record) -> Record:
-    """Make a record of what came of a configuration here and now."""
+    """Make a record of a configuration's result, here and now."""
     return {
         "schema": SCHEMA,
         "key": record_key(configuration),
@@ -49,10 +49,10 @@ def record_key(configuration: Record) -> str:
 def append_record(path: Path, record: Record) -> None:
     """Append one record in a single write, flushed to disk before returning.
 
-    A line cut off by an earlier kill is dropped first, so that a file is always readable.
+    A line that an earlier kill cut off is dropped first, so the file stays readable.
 
     Raises:
-        ConvsimError: If the record holds a NaN or an infinity, which JSON has no number for.
+        ConvsimError: If the record holds a NaN or an infinity, which JSON cannot write.
         WriteError: If the disk is full or the folder cannot be written; older records stay.
     """
     try:
@@ -77,8 +77,8 @@ def read_records(path: Path) -> list[Record]:
     """Read all whole records; a last line cut off by a kill is left out.
 
     Raises:
-        ConvsimError: If a whole line is not a JSON object in UTF-8 with a finite number wherever it
-            has one, or the key of a record is not that of its configuration; names the line.
+        ConvsimError: If a whole line is not a JSON object in UTF-8, holds a number that is not
+            finite, or has a key that is not that of its configuration; names the line.
     """
     if not path.exists():
         return []
@@ -105,10 +105,10 @@ def _no_record(path: Path, line: int, reason: str) -> ConvsimError:
 
 @contextlib.contextmanager
 def report_damaged_record(where: object) -> Iterator[None]:
-    """Name the place of records whose results are not what a run writes.
+    """Name the file or comparison whose record has results that no run writes.
 
     Raises:
-        ConvsimError: In place of the errors that reading such a result makes.
+        ConvsimError: In place of the errors that reading such a result raises.
     """
     try:
         yield

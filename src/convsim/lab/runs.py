@@ -1,4 +1,4 @@
-"""What decides a run's result: method, seed, recipe and data; its key is made of all of them."""
+"""What decides a run's result: method, seed, recipe and data. Its key is made of all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from convsim.errors import ConvsimError
 from convsim.lab.arithmetic import Precision
 from convsim.lab.datasets import ImageData
-from convsim.lab.datasets.archive import sha256
+from convsim.lab.datasets.archive import file_hash
 from convsim.lab.methods import Method
 from convsim.lab.models import Activation, Norm
 from convsim.lab.records import Record, new_record, record_key
@@ -42,10 +42,11 @@ class Recipe:
             of convolutions, with SGD for the rest (see `convsim.lab.muon`).
         augment: Whether training images are cropped and mirrored at random.
         precision: "float32", "float32-channels-last", or "bf16": float32 weights whose products are
-            of bfloat16, with channels last. Final scores and similarity are of float32 in each.
+            bfloat16, with channels last. Final scores and similarity are always computed in
+            float32.
 
     Raises:
-        ConvsimError: For a momentum that the optimizer does not have.
+        ConvsimError: For a momentum with an optimizer that has none.
     """
 
     model: str = "cnn"
@@ -75,7 +76,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Start:
-    """Which weights a run starts from; drawn with its seed if none are named.
+    """The weights that a run starts from; drawn with its seed if none are named.
 
     Attributes:
         weights: A file that `convsim.lab.weights.load_weights` reads.
@@ -87,7 +88,7 @@ class Start:
 
     def configuration(self) -> Record:
         """Return what decides the result: the file by its content."""
-        named: Record = {} if self.weights is None else {"weights": sha256(self.weights)}
+        named: Record = {} if self.weights is None else {"weights": file_hash(self.weights)}
         return named | ({"pretrained": True} if self.pretrained else {})
 
 
@@ -99,7 +100,7 @@ class Run:
         method: The method, with one coefficient.
         seed: Seeds the weights and the order of the images.
         recipe: The recipe.
-        data: The data; what its `test_images` are is looked at once, at the end.
+        data: The data; its `test_images` are looked at once, at the end.
         test: Whether to look at them at all; tuning does not.
         start: The weights that training starts from.
     """
@@ -120,7 +121,10 @@ class Run:
             "test": len(self.data.test_labels),
         }
         recipe = asdict(self.recipe)
-        for name in ("augment", "precision"):  # records from before such choices keep their names
+        for name in (
+            "augment",
+            "precision",
+        ):  # as before these options existed, so that old records keep their keys
             if recipe[name] == getattr(Recipe, name):
                 del recipe[name]
         start = self.start.configuration()
@@ -146,5 +150,5 @@ class Run:
         return self.seed * 1_000_003 + epoch
 
     def record(self, result: Record) -> Record:
-        """Return what goes on record of a result."""
+        """Return the record of a result."""
         return new_record(self.configuration(), result)

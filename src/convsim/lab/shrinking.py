@@ -13,6 +13,7 @@ from convsim.lab.arithmetic import ARITHMETIC, Precision
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.loading import prepared
+from convsim.lab.models import logits_of
 from convsim.lab.preprocessing import Preprocessing, Standardised
 from convsim.shrinking import Shrunk, shrink
 
@@ -25,12 +26,11 @@ def shrink_on(
     target: str,
     share: float,
     preprocessing: Preprocessing | None = None,
-    size: int | None = None,
     batch_size: int = 100,
     layers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Shrunk:
-    """Shrink a model on class-balanced training images; labels play no further part.
+    """Shrink a model on class-balanced training images; labels only balance the classes.
 
     Args:
         model: The model.
@@ -39,7 +39,6 @@ def shrink_on(
         target: "channels", "parameters" or "macs".
         share: The share to keep.
         preprocessing: How images reach the model; standardised by the training part if None.
-        size: Height and width to scale images to if it is None; as they are if both are.
         batch_size: Images at once.
         layers: As in `convsim.shrink`.
         progress: As in `convsim.shrink`.
@@ -48,7 +47,7 @@ def shrink_on(
         ConvsimError: If the model fails on such images, and as `convsim.shrink`.
         NonFiniteError: As `convsim.shrink`.
     """
-    preprocessing = preprocessing or Standardised.of(data.train_images, size)
+    preprocessing = preprocessing or Standardised.of(data.train_images)
     chosen = data.subset(train=min(images, len(data.train_labels)), seed=0).train_images
     batches = [*prepared(chosen, preprocessing, batch_size)]
     try:
@@ -66,15 +65,14 @@ def shrink_on(
 def accuracy_on(
     model: nn.Module,
     data: ImageData,
-    size: int | None = None,
     batch_size: int = 100,
     preprocessing: Preprocessing | None = None,
 ) -> float:
-    """Compute the share of test images that a model labels rightly, in ``eval()`` mode."""
-    preprocessing, model = preprocessing or Standardised.of(data.train_images, size), model.eval()
+    """Compute the share of test images that a model labels correctly, in ``eval()`` mode."""
+    preprocessing, model = preprocessing or Standardised.of(data.train_images), model.eval()
     batches = prepared(data.test_images, preprocessing, batch_size)
     pairs = zip(batches, data.test_labels.split(batch_size), strict=True)
-    right = sum(int((_logits(model, x).argmax(1) == y).sum()) for x, y in pairs)
+    right = sum(int((logits_of(model(x)).argmax(1) == y).sum()) for x, y in pairs)
     return right / len(data.test_labels)
 
 
@@ -86,7 +84,6 @@ def train_on_(
     lr: float,
     teacher: nn.Module | None = None,
     preprocessing: Preprocessing | None = None,
-    size: int | None = None,
     batch_size: int = 128,
     augment: bool = False,
     precision: Precision = "float32",
@@ -99,17 +96,16 @@ def train_on_(
         data: Its training images.
         epochs: Passes over them.
         lr: The learning rate at the start.
-        teacher: Without labels: the model learns this one's outputs, by their mean square
-            difference. With the labels and cross-entropy if None.
+        teacher: If given, the model learns the teacher's outputs by their mean square difference,
+            without labels. If None, it learns the labels by cross-entropy.
         preprocessing: As in `shrink_on`.
-        size: As in `shrink_on`.
         batch_size: Images a step.
         augment: Whether images are cropped and mirrored at random.
         precision: As in `convsim.lab.runs.Recipe`.
         progress: Called with the steps done and to do.
 
     Raises:
-        ConvsimError: If images that stay in their files shall be cropped at random.
+        ConvsimError: If images that stay in their files should be cropped at random.
         NonFiniteError: If the loss stops being finite.
     """
     if augment and not isinstance(data.train_images, Tensor):
@@ -117,7 +113,7 @@ def train_on_(
             "Images are cropped at random after they were scaled to one size: give --size, or "
             "leave out --augment."
         )
-    preprocessing = preprocessing or Standardised.of(data.train_images, size)
+    preprocessing = preprocessing or Standardised.of(data.train_images)
     steps = epochs * (len(data.train_labels) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -129,12 +125,12 @@ def train_on_(
     for done, (images, labels) in enumerate(batches, 1):
         inputs = images.contiguous(memory_format=layout)
         with rounded:
-            logits = _logits(model, inputs).float()
+            logits = logits_of(model(inputs)).float()
             if teacher is None:
                 loss = nn.functional.cross_entropy(logits, labels)
             else:
                 with torch.no_grad():
-                    wanted = _logits(teacher.eval(), inputs).float()
+                    wanted = logits_of(teacher.eval()(inputs)).float()
                 loss = nn.functional.mse_loss(logits, wanted)
         if not loss.isfinite():
             raise NonFiniteError(
@@ -151,11 +147,13 @@ def train_on_(
 def _shuffled(
     data: ImageData, preprocessing: Preprocessing, epochs: int, batch_size: int, augment: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Go through the training images in an order that the epoch alone decides."""
+    """Yield the training images in an order that depends on the epoch alone."""
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(data.train_labels), generator=generator)
-        order = order[: len(order) // batch_size * batch_size]  # a BatchNorm may not see one image
+        order = order[
+            : len(order) // batch_size * batch_size
+        ]  # BatchNorm cannot train on a single image
         images = data.train_images
         if isinstance(images, Tensor) and augment:
             parts = (crop_and_flip(images[index]) for index in order.split(batch_size))
@@ -163,9 +161,3 @@ def _shuffled(
         else:
             batches = chain(prepared(images[order], preprocessing, batch_size))
         yield from zip(batches, data.train_labels[order].split(batch_size), strict=True)
-
-
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    output = model(inputs)
-    logits: Tensor = getattr(output, "logits", output)  # transformers wraps them
-    return logits

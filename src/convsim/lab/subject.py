@@ -1,4 +1,4 @@
-"""What a command is told to look at: a network, its weights, and how images reach it."""
+"""What a command looks at: a network, its weights, and how images reach it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Subject:
 
     Attributes:
         model: A name that `build_model` knows, or a folder with model.safetensors and record.json.
-        weights: A file of weights; of a folder its own if None. One that lies beside the record of
-            a run of this model is known to be that run's.
+        weights: A file of weights; if None, the folder's own. A file beside the record of a run of
+            this model counts as that run's.
         entry: As in `convsim.lab.weights.load_weights`.
         pretrained: Whether to download the library's weights.
         classes: Classes of the network's head; as the data's, or the record's, if None.
@@ -121,24 +121,22 @@ class Subject:
         return Standardised(mean, std, size, origin="the run's training images")
 
     @property
-    def _is_librarys(self) -> bool:
+    def _from_library(self) -> bool:
         return self.name.partition(":")[0] in LIBRARIES and not self._recipe
 
-    def load_data(self, source: str, *, skip_bad: bool, progress: bool = True) -> ImageData:
+    def load_data(self, source: str, *, skip_bad: bool) -> ImageData:
         """Load images for the network: any, with or without classes and parts.
 
-        They stay in their files where the network has a preprocessing of its own, and are then
-        read one by one; else `size` is what photographs of many sizes are scaled to.
+        If the network has its own preprocessing, they stay in their files and are read one by one;
+        otherwise photographs of many sizes are scaled to `size`.
 
         Raises:
             DataError: As `convsim.lab.datasets.load_dataset`.
         """
-        own = self.preprocess is not None or self._recorded is not None or self._is_librarys
-        # Data sets by name stay as they are: they are scaled when they are standardised.
+        own = self.preprocess is not None or self._recorded is not None or self._from_library
+        # Named data sets are scaled later, when they are standardised.
         size = None if own or source in DATASETS else self.size
-        return load_dataset(
-            source, size=size, stream=own, whole=True, skip_bad=skip_bad, progress=progress
-        )
+        return load_dataset(source, size=size, stream=own, whole=True, skip_bad=skip_bad)
 
     def build(self, data: ImageData) -> tuple[nn.Module, Preprocessing]:
         """Build the network with its weights, drawn with seed 0 where there are none.
@@ -151,7 +149,7 @@ class Subject:
         channels = data.test_images.shape[1]
         if recorded is not None:
             channels = recorded.channels
-        elif self._is_librarys or self.preprocess is not None:
+        elif self._from_library or self.preprocess is not None:
             channels = 3
         classes = self.classes or (self._record or {}).get("classes")
         if classes is None:
@@ -173,13 +171,13 @@ class Subject:
         if recorded is not None:
             return recorded
         own = None
-        if self._is_librarys:
+        if self._from_library:
             own = own_preprocessing(self.name, network, self.size, pretrained=self.pretrained)
         return own or Standardised.of(data.train_images, self.size)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """Read the record of a run, refusing what is none.
+    """Read the record of a run, refusing anything else.
 
     Raises:
         DataError: If there is none, or it is damaged.
@@ -197,8 +195,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(
-            f"{path} is no record of convsim train ({type(error).__name__}: {error}). Train again, "
-            "or name the model and give --weights."
+            f"{path} is not a record of convsim train ({type(error).__name__}: {error}). Train "
+            "again, or name the model and give --weights."
         ) from error
     result: dict[str, Any] = record
     return result

@@ -1,4 +1,4 @@
-"""What the records of a comparison say: means over seeds, and differences paired by seed."""
+"""What a comparison's records say: means over seeds, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Estimate:
         return Estimate(fmean(values), float(half), tuple(values))
 
     def text(self, digits: int, unit: float = 1, *, sign: str = "+") -> str:
-        """Write mean ± half width, in units of ``1 / unit``; "" as sign leaves a plus out.
+        """Write mean ± half width, times `unit`; with "" as sign, without a plus.
 
         Example:
             >>> Estimate.of([0.01, 0.02]).text(1, 100)
@@ -62,8 +62,8 @@ Images = Literal["by class", "in order", "one class"]
 def measured_images(record: Record) -> Images:
     """Tell which test images a record's feature-map similarity was measured on.
 
-    Until schema 1 these were the first ones. Folders and archives of images are sorted by class, so
-    that they were of one class, or of the first few.
+    In schema 1 these were the first ones. Folders and archives of images are sorted by class, so
+    there they were of one class, or of the first few.
     """
     if record["schema"] > 1:
         return "by class"
@@ -106,6 +106,12 @@ class Summary:
     seconds: float
     curve: tuple[float, ...]
     layers: dict[str, float]
+
+    @property
+    def change(self) -> str:
+        """Write `similarity_gain` as tables show it."""
+        gain = self.similarity_gain
+        return "other images" if gain is None else gain.text(3)
 
 
 def reported(records: Sequence[Record]) -> list[Record]:

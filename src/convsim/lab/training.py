@@ -43,9 +43,9 @@ from convsim.redundancy import measure
 
 
 class _ShuffledBatches(Sampler[Draw]):
-    """Draws in an order that seed and epoch alone decide, so that a resume repeats it.
+    """Draws in an order that depends only on seed and epoch, so that a resume repeats it.
 
-    Of each batch every process takes its share.
+    Every process takes its share of each batch.
     """
 
     def __init__(self, count: int, run: Run, ours: Processes) -> None:
@@ -81,8 +81,8 @@ def train(
 
     Args:
         run: What to train.
-        folder: Where to keep a checkpoint, made before the first epoch and after every one; none is
-            kept if None.
+        folder: Where to keep a checkpoint, made before the first epoch and after every epoch; None
+            keeps none.
         progress: Called after every epoch.
         device: "cpu", "cuda", "mps", or "auto": an accelerator if there is one.
         loggers: Where scores go after every epoch, and the similarity of every layer at the end.
@@ -111,40 +111,16 @@ def _train(
     device: str,
     loggers: Sequence[Logger],
 ) -> tuple[nn.Module, Record]:
-    recipe, method, ours = run.recipe, run.method, processes()
+    recipe, ours = run.recipe, processes()
     split = run.data.hold_out(recipe.validation, seed=0)
     resumed = checkpoint is not None and checkpoint.exists()
     finished = finished_epochs(checkpoint, run) if checkpoint and resumed else 0
-
-    torch.manual_seed(run.seed)
-    options = {key: getattr(recipe, key) for key in ("width", "norm", "activation")}
-    channels = run.data.train_images.shape[1]
-    model = build_model(
-        recipe.model, classes=len(run.data.classes), channels=channels,
-        pretrained=run.start.pretrained,
-        **{key: value for key, value in options.items() if value is not None},
-    )  # fmt: skip
-    if run.start.weights is not None and not resumed:
-        load_weights(model, run.start.weights)
     bookkeeping = Bookkeeping(run, checkpoint, progress, resumed)
-    if method.initialization is not None and not resumed:
-        started = time.perf_counter()
-        initialize_(model, method.initialization, steps=method.initialization_steps)
-        bookkeeping.initialization_seconds = time.perf_counter() - started
-
-    callbacks: list[Callback] = [bookkeeping]
+    model = _model(run, bookkeeping)
     batches = _ShuffledBatches(len(split.train_labels), run, ours)
-    if method.regularizer is not None:
-        warn_of_plain_relu(model)
-        steps = recipe.epochs * len(batches)
-        falls = None if method.falls is None else max(1, round(method.falls * steps))
-        callbacks.append(
-            RegularizerCallback(
-                method.regularizer, coefficient=method.coefficient, decay_steps=falls
-            )
-        )
-    classifier = Classifier(model, recipe, split.train_images)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
+    callbacks = [bookkeeping, *_regularizers(run, model, recipe.epochs * len(batches))]
+    classifier = Classifier(model, recipe, split.train_images)
     with _as_a_library():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator=device,
@@ -182,8 +158,40 @@ def _train(
     return classifier.model, record
 
 
+def _model(run: Run, bookkeeping: Bookkeeping) -> nn.Module:
+    """Build a run's network as its first epoch finds it; Lightning resumes the weights later."""
+    recipe, method = run.recipe, run.method
+    torch.manual_seed(run.seed)
+    model = build_model(
+        recipe.model, classes=len(run.data.classes), channels=run.data.train_images.shape[1],
+        width=recipe.width, norm=recipe.norm, activation=recipe.activation,
+        pretrained=run.start.pretrained,
+    )  # fmt: skip
+    if bookkeeping.resumed:
+        return model
+    if run.start.weights is not None:
+        load_weights(model, run.start.weights)
+    if method.initialization is not None:
+        started = time.perf_counter()
+        initialize_(model, method.initialization, steps=method.initialization_steps)
+        bookkeeping.initialization_seconds = time.perf_counter() - started
+    return model
+
+
+def _regularizers(run: Run, model: nn.Module, steps: int) -> list[RegularizerCallback]:
+    """Make the callback that adds the method's penalty over so many steps, if it has one."""
+    method = run.method
+    if method.regularizer is None:
+        return []
+    warn_of_plain_relu(model)
+    falls = None if method.falls is None else max(1, round(method.falls * steps))
+    return [
+        RegularizerCallback(method.regularizer, coefficient=method.coefficient, decay_steps=falls)
+    ]
+
+
 def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Record:
-    """Score and measure the trained network; what tuning trains does not see test images."""
+    """Score and measure the trained network; a tuning run does not see test images."""
     curve = bookkeeping.curve
     result: Record = {
         "validation_accuracy": [scores["accuracy"] for scores in curve],
@@ -211,7 +219,7 @@ def _result(run: Run, classifier: Classifier, bookkeeping: Bookkeeping) -> Recor
     return result
 
 
-def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callback]) -> Record:
+def _effective(trainer: Trainer, classifier: Classifier, callbacks: Sequence[Callback]) -> Record:
     """Read the settings back from the objects that were in effect."""
     (optimizer,) = trainer.optimizers
     group = optimizer.param_groups[0]
@@ -234,7 +242,7 @@ def _effective(trainer: Trainer, classifier: Classifier, callbacks: list[Callbac
 
 @contextmanager
 def _as_a_library() -> Iterator[None]:
-    """Keep Lightning's banners off the terminal, and let Ctrl-C through as what it is.
+    """Keep Lightning's banners off the terminal, and pass Ctrl-C on as it is.
 
     Lightning turns a KeyboardInterrupt into exit code 1 and ignores any further one.
     """

@@ -19,8 +19,8 @@ _RAW = ("state_dict", "model_state_dict", "model_state", "model", "net")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 _DEEPEST = 5
-"""How many wrappers and names one inside the other are looked through."""
-# What a few bytes of a pickle could fill any memory with. Tensors and plain values need neither.
+"""How many wrappers and names, one inside the other, are searched."""
+# With these, a few bytes of a pickle could fill any memory. Tensors and plain values need neither.
 _HUNGRY = (b"\nbytearray\n", b"_codecs\nencode\n")
 
 
@@ -32,10 +32,11 @@ def load_weights(model: nn.Module, path: Path, entry: str | None = None) -> None
         path: A ``.safetensors`` file, or a checkpoint of ``torch.save`` with tensors and plain
             values alone: a state dict, or one under a name that training loops use, such as
             "state_dict", "model" or, of averaged weights, "state_dict_ema" and "ema". Prefixes that
-            DataParallel, Lightning and torch.compile put before every name are dropped, and with
-            them the entries that lack them. Counters of batches that old checkpoints lack stay.
-        entry: The name in the checkpoint whose weights are taken. If None, raw ones come before
-            averaged ones, and a warning says so where there are both.
+            DataParallel, Lightning and torch.compile put before names are dropped, and so are
+            entries without such a prefix. Counters of batches that old checkpoints lack keep their
+            values.
+        entry: The name in the checkpoint whose weights are taken. If None, raw weights are
+            preferred to averaged ones, with a warning if there are both.
 
     Raises:
         DataError: If the file is missing, damaged or unreadable, would run code when loaded, has no
@@ -74,8 +75,8 @@ def load_weights(model: nn.Module, path: Path, entry: str | None = None) -> None
 def read_checkpoint(path: Path) -> Any:
     """Read tensors and plain values from a file of ``torch.save``.
 
-    ``torch.load`` alone would run no code either, but looks at no checksum, and lets a small file
-    ask for any amount of memory.
+    ``torch.load`` alone would not run code either, but it checks no checksum, and a small file
+    could make it use any amount of memory.
 
     Raises:
         Exception: Of many kinds, if the file is damaged or holds anything else.
@@ -103,7 +104,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file  # noqa: PLC0415 - needs the lab extra
 
     tensors = load_file(path)
-    with path.open("rb") as file:  # of a name that comes twice, the last would win
+    with path.open("rb") as file:  # refuses a name that comes twice: the last would win
         strict_json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return tensors
 
@@ -151,7 +152,7 @@ def _read(path: Path, entry: str | None) -> dict[str, Tensor]:
 
 
 def _inner(content: Any, path: Path, entry: str | None) -> Any:
-    """Return what a checkpoint holds under an entry's name, None if it is a state dict itself."""
+    """Return what a checkpoint holds under an entry's name; None if it is a state dict itself."""
     nests = [
         name
         for name, value in (content.items() if isinstance(content, Mapping) else ())

@@ -69,8 +69,8 @@ class Penalty(ABC):
     ) -> list[Tensor]:
         """Add factor · gradient of each layer's penalty to its (G, M, C, k) tensor, in place.
 
-        A layer whose gradient is None needs none. One layer after the other; a penalty that can
-        take them together overrides it.
+        A layer with None gets no gradient. One layer after the other; a penalty that can take them
+        together overrides it.
 
         Returns:
             Each layer's penalty, detached and without the factor.

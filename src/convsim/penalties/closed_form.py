@@ -18,10 +18,10 @@ class ClosedFormPenalty(Penalty):
     def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
         """Compute the penalty of each layer, differentiable, its gradient in closed form.
 
-        The gradient is computed with the value and kept until the backward pass: as much memory as
-        the filters take, where `add_gradients_` needs none. A second derivative goes by autograd,
-        and so does all of it under torch.func's transforms, which see through torch's own
-        operations only.
+        The gradient is computed together with the value and kept until the backward pass, in as
+        much memory as the filters take; `add_gradients_` needs none. Second derivatives use
+        autograd. So does everything under torch.func's transforms, which can follow only torch's
+        own operations.
         """
         if torch._C._are_functorch_transforms_active():
             return [self.value(bank) for bank in banks]

@@ -11,7 +11,8 @@ from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction
 from convsim.penalties.closed_form import ClosedFormPenalty
 from convsim.precision import full_precision
-from convsim.similarity import pair_count, scaled_filters
+from convsim.similarity import pair_count
+from convsim.similarity.convolutional import scaled_filters
 from convsim.similarity.cosine import squared_products, squared_products_and_gradient
 
 

@@ -17,8 +17,8 @@ from convsim.similarity.cosine import cosines, off_diagonal
 class OrthoReg(Penalty):
     """Penalise positive correlation and spare negative: Σ_{i≠j} log(1 + exp(λ(cos(K_i, K_j) − 1))).
 
-    arXiv 1611.01967, the loss with local constraints: λ sets where it sets in, 10 in the paper. The
-    exponential is what a known port to PyTorch lacks.
+    arXiv 1611.01967, the loss with local constraints: λ sets the cosine at which the penalty
+    begins; the paper takes 10. A known port to PyTorch leaves out the exponential.
 
     Raises:
         ConvsimError: If λ is not positive.

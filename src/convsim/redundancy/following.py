@@ -48,7 +48,7 @@ _MIXING = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.Embeddi
 
 @dataclass(eq=False)
 class Followed:
-    """An output on its way, and what shall be done with it where it is read.
+    """An output on its way, and what to do where it is read.
 
     Attributes:
         tensor: What became of it, up to now.
@@ -107,7 +107,7 @@ class Follower:
         return result
 
     def enter(self, module: nn.Module, inputs: Iterable[Any]) -> None:
-        """Note that a module begins that is followed as a whole."""
+        """Note that a module begins which is followed as a whole."""
         for one in self._reading(inputs, {}):
             if one.inside is None:
                 one.inside = module

@@ -56,7 +56,7 @@ def measure(
             reaches, with a warning of others.
         modules: Instead, modules of any kind, chosen likewise: ``"*.bn1"`` measures after that
             normalization, ``nn.ReLU`` after every such activation. Outputs must be (N, maps, …).
-        examples: Of how many first images to keep pictures and to compute the certificate.
+        examples: For how many of the first images to keep pictures and compute the certificate.
         autocorrelation: Whether to measure the autocorrelation of each convolution's inputs, for
             `convsim.expected_similarity`: (C·n)² numbers by layer of n taps, and P·(C·n)²
             multiplications for each image and layer, many times a forward pass.
@@ -66,7 +66,7 @@ def measure(
         place: Where maps are compared: "convolution", as they leave their convolution, before
             normalization and activation; or "reading", as the next layer reads them: after the
             normalization and activation that follow, before any sum, concatenation or pooling. Only
-            there do twins tell what can be dropped (`LayerRedundancy.twins`).
+            at "reading" do twins show what can be dropped (`LayerRedundancy.twins`).
 
     Returns:
         The report. Sums are kept in float64, so neither the split into batches nor the order

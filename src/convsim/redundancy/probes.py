@@ -45,7 +45,7 @@ class Probe:
     whole: bool
 
     def convolves_with(self, weight: Any) -> bool:
-        """Tell whether a weight is this layer's, for a forward may convolve with others too."""
+        """Tell whether a weight is this layer's: a forward may convolve with others too."""
         if weight is self.module._parameters.get("weight"):
             return True
         if self.bank is None or is_sharded(weight) or weight.device != self.bank.filters.device:
@@ -115,10 +115,10 @@ def watching(
 ) -> Iterator[Callable[[], None]]:
     """Call a look for each time that its probe's module runs.
 
-    At "convolution", a layer's maps are looked at as they leave its convolution: what its module's
-    own forward goes on to do with them (a normalization, an activation in place, a tuple around
-    them) comes too late. A module that calls no torch convolution with its weight counts by what it
-    puts out. At "reading" they are followed through normalization and activation.
+    At "convolution", a layer's maps are looked at as they leave its convolution, before its
+    module's own forward does anything else with them (a normalization, an activation in place, a
+    tuple around them). If a module calls no torch convolution with its weight, its output is looked
+    at. At "reading", maps are followed through normalization and activation.
 
     Yields:
         What is to be called when a forward pass is over.

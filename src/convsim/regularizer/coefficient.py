@@ -69,8 +69,8 @@ class Coefficient:
     def find(self, loss: float, penalty: float) -> None:
         """Make the penalty's gradient as long as the loss'.
 
-        It is left pending where a length is not finite, as in a step that a GradScaler skips; and
-        with a warning where one is 0.
+        It stays pending if a length is not finite, as in a step that a GradScaler skips, or, with a
+        warning, if one is 0.
 
         Args:
             loss: The length of the loss' gradient.

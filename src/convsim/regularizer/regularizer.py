@@ -222,7 +222,7 @@ class Regularizer:
         *,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Self:
-        """Have the penalty added by itself, for a loop that you do not want to touch.
+        """Have the penalty added automatically, for a loop that you do not want to touch.
 
         To a criterion, such as ``nn.CrossEntropyLoss()``, or to a model that returns its loss: the
         penalty is added to what it returns, wherever gradients are recorded and the layers have
@@ -230,13 +230,13 @@ class Regularizer:
         another loss than the returned one has no penalty.
 
         To an optimizer, for a penalty on kernels: the gradient is added before every step. It comes
-        last: after accumulation, a GradScaler's unscaling (and not in steps that it skips) and
-        clipping, of which it is no part, where torch's optimizers add their weight decay too. A
-        closure given to ``step`` is followed each time it is called, and its loss has the penalty
-        added.
+        last, where torch's optimizers add their weight decay: after accumulation, after a
+        GradScaler's unscaling (steps that it skips add nothing) and after clipping, which does not
+        see it. After each call of a closure given to ``step`` it is added again, and the loss
+        returned includes the penalty.
 
-        Attaching again moves the regularizer; another of the same penalty on the same layers takes
-        its place.
+        Attaching again moves the regularizer. Attaching another of the same penalty on the same
+        layers replaces it.
 
         Args:
             target: The criterion, a model that returns its loss, or the optimizer, or what
@@ -271,7 +271,7 @@ class Regularizer:
         return self
 
     def of_new_maps(self) -> Tensor | None:
-        """Compute the penalty, None where maps are asked for that the layers did not put out."""
+        """Compute the penalty; None if it needs maps and the layers have put out no new ones."""
         if self._samples is None or self._samples.fresh:
             return self()
         if not self._samples.ran and not self._warned:

@@ -56,10 +56,10 @@ class _Over(torch.autograd.Function):
 
 
 class Samples:
-    """Keep samples of the maps of forward passes until they were asked for and a next one begins.
+    """Keep samples of maps until they have been asked for and the next forward pass begins.
 
-    Of a layer that ran more often than 16 times the last ones; in eval() mode the last alone, so
-    that an evaluation that records gradients does not pile up its graphs.
+    Of a layer that ran more than 16 times, the last 16 are kept; in eval() mode only the last, so
+    that an evaluation that records gradients piles up no graphs.
 
     Args:
         modules: The modules to look at, each with its layer's name.
@@ -98,8 +98,8 @@ class Samples:
     def ask(self) -> dict[str, list[Tensor]]:
         """Return the layers' samples (S, M) of each forward pass since they were asked for last.
 
-        Of passes whose backward has been, only where there is no other. Asked again before the next
-        forward pass, it answers the same.
+        Passes whose backward pass is over count only if there are no others. Asked again before the
+        next forward pass, it returns the same.
 
         Raises:
             ConvsimError: If there has been no forward pass yet.

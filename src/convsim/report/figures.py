@@ -79,7 +79,7 @@ def report_figure(reports: Mapping[str, ModelRedundancy]) -> Figure:
             range(len(common)), [unrelated(max(1, layers[-1].pixels)) for layers in common],
             ":", color="#aaaaaa", label="unrelated maps",
         )  # fmt: skip
-        _label(axes, f"Feature-map {quantity} ({meaning})", "layer, from the input")
+        label_axes(axes, f"Feature-map {quantity} ({meaning})", "layer, from the input")
         axes.set_ylim(bottom=0)
         if len(names) <= _FEW:
             slanted = {"rotation": 60, "ha": "right", "fontsize": 8, "parse_math": False}
@@ -108,12 +108,13 @@ def layer_figure(layer: LayerRedundancy) -> Figure:
     heat.set_ylabel("filter")
     width = 1 / len(layer.histogram)
     bars.bar([i * width for i in range(len(layer.histogram))], layer.histogram, width, align="edge")
-    _label(bars, "Distribution over pairs", "mean |cosine|")
+    label_axes(bars, "Distribution over pairs", "mean |cosine|")
     bars.set_ylabel("pairs")
     return drawing
 
 
-def _label(axes: Axes, title: str, x: str) -> None:
+def label_axes(axes: Axes, title: str, x: str) -> None:
+    """Give axes a title and a name below, and keep the frame and the grid faint."""
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def similarity_order(matrix: Tensor) -> list[int]:
-    """Order filters so that neighbours are alike: a chain from each to the most similar one left.
+    """Order filters so that neighbours are alike: each is followed by the most similar one left.
 
     Args:
         matrix: (M, M), symmetric, similarity of every two filters; NaN counts as 0.

@@ -4,7 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from html import escape
 from pathlib import Path
+
+from convsim.visible import visible
+
+
+def document(title: str, style: str, body: str, *sources: str) -> str:
+    """Make a page that needs nothing else.
+
+    Args:
+        title: Its title, as text.
+        style: Its style sheet.
+        body: Its content, in HTML.
+        sources: What else than the style the page may use, as a policy says it.
+    """
+    policy = content_policy(*sources, f"style-src '{source_hash(style)}'")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(visible(title))}</title>
+<style>{style}</style></head><body>
+{body}
+</body></html>
+"""
 
 
 def content_policy(*sources: str) -> str:

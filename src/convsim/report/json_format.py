@@ -28,6 +28,7 @@ from convsim.report.raw import tensor_bytes
 from convsim.version import __version__
 
 SCHEMA = 1
+_DAMAGE = (LookupError, ValueError, TypeError, ArithmeticError, AttributeError, zlib.error)
 _MOST_BYTES = 2**32
 """Of all tensors together, as they are in memory."""
 _MOST = 1e30
@@ -66,7 +67,7 @@ def from_json(text: str | bytes) -> ModelRedundancy:
         schema = content["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConvsimError(
-            f"This is no report of convsim ({type(error).__name__}: {error}). Give a file that "
+            f"Not a convsim report ({type(error).__name__}: {error}). Give a file that "
             "convsim measure --json wrote."
         ) from error
     if schema != SCHEMA:
@@ -76,14 +77,7 @@ def from_json(text: str | bytes) -> ModelRedundancy:
         )
     try:
         return _Reader().report(content)
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        AttributeError,
-        zlib.error,
-    ) as error:
+    except _DAMAGE as error:
         raise ConvsimError(
             f"The report is damaged ({type(error).__name__}: {error}). Measure again."
         ) from error

@@ -39,12 +39,12 @@ class MapPair:
 
 @dataclass(frozen=True)
 class Twins:
-    """Two maps, of which the layers that read them can do without one.
+    """Two maps of which one can go: the layers that read them can make up for it.
 
     Attributes:
         kept: Index of the map that stays.
-        dropped: Index of the map that can go, once what reads it has its weights, times `factor`,
-            added to those of the other.
+        dropped: Index of the map that can go, once the layers that read it have added its weights,
+            times `factor`, to those of the kept map.
         factor: What the kept map is multiplied by to come nearest to the dropped one, over all
             pixels and images; negative for negatives.
         lost: The share of the dropped map's energy that is lost then, 1 − cosine²: 0 for maps that
@@ -175,40 +175,43 @@ class LayerRedundancy:
         Raises:
             ConvsimError: If the threshold is outside [0, 1].
         """
-        if not 0 <= threshold <= 1:
-            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
-        above = torch.ones_like(self.matrix).triu(1).bool() & (self.matrix >= threshold)
-        pairs = [(i, j, float(self.matrix[i, j])) for i, j in above.nonzero().tolist()]
+        found = _pairs_above(self.matrix, threshold)
+        pairs = [(i, j, float(self.matrix[i, j])) for i, j in found]
         return sorted(pairs, key=lambda pair: -pair[2])
 
     def twins(self, threshold: float = 0.95) -> list[Twins]:
         """List the pairs of maps that can be folded into one: multiples of each other.
 
-        Unlike `duplicates`, whose pairs are alike image by image, whatever becomes of them: twins
-        have one factor for all images, and its sign, where the next layer reads them, so that its
-        weights can make up for the one that is dropped.
+        `duplicates` lists pairs that are alike image by image. Twins have, where the next layer
+        reads them, one factor with its sign for all images, so that the weights of that layer can
+        make up for the map that is dropped.
 
         Args:
             threshold: The least absolute cosine of the two maps over all pixels and images.
 
         Returns:
-            The weaker map of each pair as the one dropped, the most alike first.
+            The pairs, most alike first; the weaker map of each is the one to drop.
 
         Raises:
             ConvsimError: If the threshold is outside [0, 1], or maps were compared elsewhere.
         """
-        if not 0 <= threshold <= 1:
-            raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
         if self.pooled is None or self.rms is None:
             raise ConvsimError(
                 f"Twins are maps that the next layer can do without: layer {self.name!r} was "
                 "measured before normalization and activation. Measure with place='reading'."
             )
-        above = torch.ones_like(self.pooled).triu(1).bool() & (self.pooled.abs() >= threshold)
         found = []
-        for i, j in above.nonzero().tolist():
+        for i, j in _pairs_above(self.pooled.abs(), threshold):
             kept, dropped = (i, j) if self.rms[i] >= self.rms[j] else (j, i)
             cosine = float(self.pooled[i, j])
             factor = cosine * float(self.rms[dropped] / self.rms[kept])
             found.append(Twins(kept, dropped, factor, 1 - cosine**2))
         return sorted(found, key=lambda pair: pair.lost)
+
+
+def _pairs_above(similarity_MM: Tensor, threshold: float) -> list[list[int]]:
+    if not 0 <= threshold <= 1:
+        raise ConvsimError(f"threshold is an absolute cosine, in [0, 1]; got {threshold!r}.")
+    above_MM = torch.ones_like(similarity_MM).triu(1).bool() & (similarity_MM >= threshold)
+    pairs: list[list[int]] = above_MM.nonzero().tolist()
+    return pairs

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convsim.report.heat_map import binned, similarity_order
-from convsim.report.html import content_policy, source_hash
+from convsim.report.html import document, source_hash
 from convsim.report.raw import tensor_bytes
 from convsim.report.verdict import alike, unrelated, verdict
 from convsim.version import __version__
@@ -53,24 +52,13 @@ def html_page(reports: Mapping[str, ModelRedundancy]) -> str:
         for layer in report
     }
     last = [*reports.values()][-1]
-    title = f"Redundancy of {visible(last.model)}"
     content = [{"label": visible(name), **_report(each, orders)} for name, each in reports.items()]
     data = json.dumps({"convsim": __version__, "reports": content}, allow_nan=False)
-    policy = content_policy(
-        f"script-src '{source_hash(script)}'", f"style-src '{source_hash(style)}'"
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}</title>
-<style>{style}</style></head>
-<body>
-{body}
+    body += f"""
 <script type="application/json" id="data">{data.replace("<", chr(92) + "u003c")}</script>
-<script>{script}</script>
-</body></html>
-"""
+<script>{script}</script>"""
+    bound = f"script-src '{source_hash(script)}'"
+    return document(f"Redundancy of {last.model}", style, body, bound)
 
 
 def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What to do about a report: one sentence with the numbers it stands on."""
+"""What to do about a report, in a few sentences with the numbers behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOISE = "noise"
 """What `ModelRedundancy.data` begins with where no real input was measured."""
 
 _SPREAD = 0.75
-"""Share of its maps' directions from which on a layer has little to give."""
+"""A layer whose maps use this share of their directions, or more, has little to give."""
 
 
 def unrelated(pixels: int) -> float:
@@ -30,7 +30,7 @@ def unrelated(pixels: int) -> float:
     return math.sqrt(2 / (math.pi * pixels))
 
 
-def spread(layer: LayerRedundancy) -> float:
+def rank_share(layer: LayerRedundancy) -> float:
     """Return the effective rank as a share of the maps; 1 is the most there can be.
 
     Fewer pixels than maps leave fewer directions, but many images fill them up.
@@ -51,8 +51,8 @@ def verdict(report: ModelRedundancy) -> str:
     maps = sum(layer.filters for layer in counted)
     rank = sum(layer.effective_rank for layer in counted)
     total = f"All {len(counted)} layers together: {maps:,} maps, effective rank {rank:,.0f}."
-    worst = min(counted, key=spread)
-    if spread(worst) >= _SPREAD:
+    worst = min(counted, key=rank_share)
+    if rank_share(worst) >= _SPREAD:
         advice = (
             f"Little to gain: even in {_name(worst)}, {_numbers(worst)}. Shrinking would cost "
             "accuracy; leave the network as it is."

@@ -22,7 +22,7 @@ class Before:
 
 @dataclass(frozen=True)
 class FoldedMap:
-    """A map that is gone, and the kept ones that tell most of it.
+    """A dropped map, and the kept maps that determine most of it.
 
     Attributes:
         map: Its number in the original layer.
@@ -35,7 +35,7 @@ class FoldedMap:
 
 @dataclass(frozen=True)
 class FoldPicture:
-    """A map that is gone, as its first consumer read it of the first calibration image.
+    """A dropped map, as its first consumer reads it from the first calibration image.
 
     Attributes:
         map: Its number in the original layer.
@@ -63,7 +63,7 @@ class LayerChange:
         error: Mean square of what the consumers of its maps lose in their outputs by the maps that
             are gone, relative to those outputs' variance, summed over the consumers; before later
             layers repair any of it. NaN where all maps stay.
-        reason: Why all maps stay, if something stands against cutting them.
+        reason: Why all maps stay, if they cannot be cut.
         folded: The maps that are gone, and what they are told by.
         pictures: Those of them with the largest mean square, at most eight, to look at; none where
             maps have one pixel. Left out of JSON.

@@ -1,8 +1,8 @@
 """Forward passes that start in the middle of a network.
 
-A module is a cut if what it puts out is all of what came before that the rest of the network reads.
-A pass is resumed there: modules before it hand on what they are given, and it puts out what it did
-the last time. Whether that holds is tried, with the network's own outputs as the measure.
+A module is a cut if the rest of the network reads its output and nothing else from before it. A
+pass resumes there: modules before it pass on what they are given, and it puts out what it did the
+last time. Each cut is tried first: the outputs must be the network's own.
 """
 
 from __future__ import annotations

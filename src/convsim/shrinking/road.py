@@ -21,15 +21,15 @@ from convsim.shrinking.weights import rows_of
 Layers = Sequence[tuple[str, Fate]]
 
 _MOST_BYTES = 2**29
-"""Of maps that are kept to resume from; where they take more, they are computed anew."""
+"""Most bytes of maps that are kept to resume from; what takes more is computed again."""
 
 
 class Road:
     """A network's forward passes over batches, in the order of its layers, each resumed.
 
-    A batch is resumed from what the last module put out that is a cut and lay before the layers
-    asked for the last time: so whoever changes a layer in between asks for it, or for later ones,
-    afterwards, and the weights before it are final.
+    A batch resumes from the output of the last cut before the layers that were asked for last. So
+    weights before those layers must be final: whoever changes a layer in between must afterwards
+    ask for it, or for later ones.
 
     Args:
         model: The network, in ``eval()`` mode.

@@ -49,9 +49,9 @@ def solve_in_sequence_(
 
     What a layer should put out is what it puts out in the original network. Where that is added to
     another tensor, as in a residual block, the sum should be the original's: so the layer makes up
-    for what the other summand lacks as well. The layer's weight gets what the difference is told by
-    in the least squares from the layer's windows, its bias, or the mean of its BatchNorm, the rest
-    that is constant.
+    for what the other summand lacks as well. The difference is regressed on the layer's windows by
+    least squares. The coefficients are added to the layer's weight, and the constant to its bias or
+    the mean of its BatchNorm.
 
     Args:
         small: The smaller network, on the same device.

@@ -88,14 +88,14 @@ def shrink(
 ) -> Shrunk:
     """Make a trained network smaller by what is linearly redundant in it: no labels, no training.
 
-    Maps that others tell are dropped, and the layers that read them learn to read the others
-    instead, by least squares on calibration images. First every consumer gets W·A, with z ≈ A z_S
-    the best linear function of the kept maps S for all of them (Gram matrices, as in GRAIL, Tang et
-    al. 2026); S is chosen greedily by the error in what the consumers put out. Then, from the first
-    layer to the last, each one is fitted to what the original network computes, tap by tap and with
-    a constant, from the maps of the smaller network so far; at the end of a residual block to the
-    sum, so that it makes up for what the shortcut lost. The linear dependence of maps is also what
-    LinDeps (2025) rests on.
+    Maps that others determine linearly are dropped, and the layers that read them are fitted to
+    read the others instead, by least squares on calibration images. First every consumer gets W·A,
+    with z ≈ A z_S the best linear function of the kept maps S for all of them (Gram matrices, as in
+    GRAIL, Tang et al. 2026); S is chosen greedily by the error in what the consumers put out. Then,
+    from the first layer to the last, each one is fitted to what the original network computes, tap
+    by tap and with a constant, from the maps of the smaller network so far; at the end of a
+    residual block to the sum, so that it makes up for what the shortcut lost. The linear dependence
+    of maps is also what LinDeps (2025) rests on.
 
     Give one target, a share to keep of the whole network; with `channels`, of those that can go.
 
@@ -106,12 +106,12 @@ def shrink(
         channels: Share of the channels to keep, in (0, 1].
         parameters: Share of the parameters to keep.
         macs: Share to keep of the multiplications in convolutions and linear layers.
-        keep: Instead of a share, the channels to keep of some layers, by name, as somebody else
-            chose them; they are only compensated for.
-        layers: Whose outputs may be cut, as in `convsim.conv_layers`, linear layers included.
-            Channels that several layers put out together are cut if all are chosen.
-        uniformly: Whether to keep the same share of every layer, rather than to drop where least
-            is lost for what is saved.
+        keep: Instead of a share, the channels to keep of some layers, by name, chosen elsewhere;
+            the loss of the others is only compensated for.
+        layers: Layers whose outputs may be cut, as in `convsim.conv_layers`, linear layers
+            included. Channels that several layers put out together are cut if all are chosen.
+        uniformly: Whether to keep the same share of every layer, instead of dropping where least is
+            lost for what is saved.
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.

@@ -1,7 +1,8 @@
 """Whether cutting channels out of a network does what it should.
 
-Cut without compensation, a network must put out what it puts out whole with those channels zeroed
-where they are read. Where it does not, the dependency graph has lost the trail.
+A network whose channels are cut, without compensation, must put out the same as the whole network
+with those channels set to zero where they are read. Where it does not, the dependency graph is
+mistaken.
 """
 
 from __future__ import annotations

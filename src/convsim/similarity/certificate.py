@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from math import ceil, gcd
+from math import ceil
 from typing import Any
 
 import torch
@@ -75,9 +75,10 @@ def _autocorrelation_norm(bank: KernelBank, x_NCx: Tensor) -> Tensor:
     apart, so that R[t] = Σ_p X[p]·X[p + d·t/s] at the lags t where s divides d·t.
     """
     shifts, phases, steps = [], [], []
-    for k, s, d in zip(bank.kernel, bank.stride, bank.dilation, strict=True):
-        q = s // gcd(s, d)
+    axes = (bank.kernel, bank.stride, bank.dilation, bank.geometry.lag_steps)
+    for k, s, d, q in zip(*axes, strict=True):
         lags = range(1 - k, k)
+        # Distances in pixels of the input, and the phases at which taps read it.
         shifts.append(
             [d * t // s for t in lags if t % q == 0] if bank.transposed else [d * t for t in lags]
         )
@@ -95,6 +96,7 @@ def _autocorrelation_norm(bank: KernelBank, x_NCx: Tensor) -> Tensor:
         a = x_NGCx[..., *sampled]
         for shift in product(*shifts):
             starts = [m + t for m, t in zip(margin, shift, strict=True)]
+            # The same positions, `shift` further: X[s·p + φ + t], zeros outside.
             window: Iterator[Any] = (
                 slice(start + f, start + n, s)
                 for start, f, n, s in zip(starts, phase, size, steps, strict=True)

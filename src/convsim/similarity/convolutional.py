@@ -72,7 +72,7 @@ def convolutional_similarity(
     Compares every two filters i < j that share their input. With K[i,c] the kernel slice of filter
     i and channel c, and ⋆ full cross-correlation over all lags,
 
-        matched: CS(i,j) = Σ_c ‖K[i,c] ⋆ K[j,c]‖²          crossed: Σ_{c,c′} ‖K[i,c] ⋆ K[j,c′]‖²
+        matched: CS(i,j) = Σ_c ‖K[i,c] ⋆ K[j,c]‖² crossed: Σ_{c,c′} ‖K[i,c] ⋆ K[j,c′]‖²
 
     The crossed form is a worst case over inputs: for feature maps F_i = K_i ⋆ X with full zero (or
     circular) padding, |⟨F_i, F_j⟩| ≤ √CS(i,j) · ‖X ⋆ X‖ for every X. It is ≥ 0 and, for raw
@@ -84,8 +84,8 @@ def convolutional_similarity(
     input's correlation is taken phase by phase. A transposed convolution keeps all lags but splits
     them by the phase of the first tap: exact too (docs/mathematics.md derives both).
 
-    Degenerate values: one filter per group gives 0, for it has no partner; crossed and unit give 1
-    for any filters where no lag but 0 is left, as in a 1×1 convolution.
+    Degenerate values: one filter per group gives 0, because it has no partner; crossed and unit
+    give 1 for any filters where no lag but 0 is left, as in a 1×1 convolution.
 
     Args:
         weight: (M, C/groups, k), or (C, M/groups, k) if `transposed`, with 1 to 3 spatial axes and
@@ -199,8 +199,8 @@ def _autocorrelation(bank: KernelBank, options: Options) -> Tensor:
     """Turn filters into vectors (G, M, X) whose inner products are Convolutional Similarities."""
     if bank.share is not None:
         raise ConvsimError(
-            "These are one rank's filters of a sharded layer, whose similarity needs those of all "
-            "ranks here, as a second derivative does: gather the weight with full_tensor()."
+            "These are one rank's filters of a sharded layer. Here, as for a second derivative, "
+            "those of all ranks are needed: gather the weight with full_tensor()."
         )
     w_GMCn = scaled_filters(bank.filters.flatten(3), options.scale)[0]
     return pool_by_class(tap_products(w_GMCn, options.channels), bank).flatten(2)
@@ -220,6 +220,7 @@ def scaled_filters(w_GMCn: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor
         one = w_GMCn.new_ones((1, 1, 1, 1))
         return w_GMCn, one, one
     peak = torch.linalg.vector_norm(w_GMCn.detach(), torch.inf, dim=(-2, -1), keepdim=True)
+    # Divided by infinity, a zero filter stays zero; its norm, 0, is made 1.
     peak = torch.where(peak < torch.finfo(peak.dtype).tiny, torch.inf, peak)
     w_GMCn = w_GMCn / peak
     norm = torch.linalg.vector_norm(w_GMCn, dim=(-2, -1), keepdim=True).clamp(min=1)
@@ -243,6 +244,7 @@ def tap_products(w_GMCn: Tensor, channels: Channels) -> Tensor:
 def pool_by_class(gram_nn: Tensor, bank: KernelBank) -> Tensor:
     """Sum the products of tap pairs of one class: (…, n, n) → (…, L)."""
     class_N, count = _classes(bank)
+    # Pairs left out are summed behind the last class, and dropped.
     pooled = gram_nn.new_zeros((*gram_nn.shape[:-2], count + 1))
     return pooled.index_add(-1, class_N, gram_nn.flatten(-2))[..., :count]
 
@@ -251,7 +253,7 @@ def expand_classes(a_L: Tensor, bank: KernelBank) -> Tensor:
     """Expand a vector over classes to tap pairs, the adjoint of `pool_by_class`."""
     class_N, _ = _classes(bank)
     taps = bank.geometry.taps
-    padded = torch.nn.functional.pad(a_L, (0, 1))
+    padded = torch.nn.functional.pad(a_L, (0, 1))  # pairs left out read this 0
     pairs: Tensor = padded[..., class_N]
     return pairs.reshape(*a_L.shape[:-1], taps, taps)
 
@@ -298,6 +300,7 @@ def sum_partners(a_GMX: Tensor, pairs: Pairs) -> Tensor:
     Sums from either side rather than the total less a_i: subtracting would lose every digit of a
     small filter beside a large one.
     """
+    # Shifted by one filter either way, zeros at the ends; summed up, all that come before or after.
     before = torch.nn.functional.pad(a_GMX, (0, 0, 1, 0))[:, :-1]
     after = torch.nn.functional.pad(a_GMX, (0, 0, 0, 1))[:, 1:]
     if pairs == "adjacent":

@@ -20,9 +20,9 @@ from convsim.errors import DataError
 
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
-"""What tarfile may read before a member: its header, and extensions that hold a long name."""
+"""Most that tarfile may read before a member: its header, and extensions with a long name."""
 MAX_RATIO = 100
-"""How many times its own size an archive may unpack to, beyond one member; images: about once."""
+"""How many times its own size an archive may unpack to, and one member more; images: about once."""
 
 _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -43,7 +43,7 @@ _CORRUPT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder of a data set; ``read`` is good until the next entry is asked for.
+    """One file or folder of a data set; call ``read`` before asking for the next entry.
 
     Attributes:
         name: Its name.
@@ -60,10 +60,10 @@ class Entry:
     place: int | None = None
 
 
-def sha256(path: Path) -> str:
+def file_hash(path: Path, kind: str = "sha256") -> str:
     """Hash a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def read_tar(
@@ -98,7 +98,7 @@ def _members(
     stream.allow(MAX_HEADER_BYTES)
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         while member := tar.next():
-            # It would keep them all, and a million small members fill the memory.
+            # tarfile would keep them all, and a million small members would fill the memory.
             tar.members = []  # type: ignore[attr-defined]
             name = PurePosixPath(member.name)
             _check_member(member, name, path, limit, most)
@@ -163,7 +163,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 class _BoundedReads:
-    """A stream of which so much may be read at a time: tarfile trusts what headers claim."""
+    """A stream that limits how much is read at a time: tarfile trusts what headers claim."""
 
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self._stream, self._path = stream, path
@@ -171,7 +171,7 @@ class _BoundedReads:
         self.last = b""
 
     def allow(self, size: int) -> None:
-        """Let the next reads add up to so many bytes."""
+        """Let the next reads add up to this many bytes."""
         self._limit = self._left = size
 
     def read(self, size: int) -> bytes:

@@ -26,9 +26,8 @@ _warned: set[Path] = set()
 def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> ImageData:
     """Read a decoded data set, or decode it and keep the result.
 
-    Images that stay in their files are not kept. A file in the cache whose content does not match
-    the fingerprint in it is made anew. Where the folder cannot be written, a warning says so once
-    and nothing is kept.
+    Images that stay in their files are not kept. A cached file that does not match its fingerprint
+    is made again. If the folder cannot be written, a warning says so once and nothing is kept.
 
     Args:
         key: Hash of what is decoded.
@@ -39,7 +38,7 @@ def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> 
     Returns:
         The data set, under ``name``.
     """
-    data = kept(key, name, root)
+    data = find_cached(key, name, root)
     if data is None:
         data = decode()
         if isinstance(data.train_images, Tensor) and isinstance(data.test_images, Tensor):
@@ -47,7 +46,7 @@ def cached(key: str, name: str, root: Path, decode: Callable[[], ImageData]) -> 
     return data
 
 
-def kept(key: str, name: str, root: Path) -> ImageData | None:
+def find_cached(key: str, name: str, root: Path) -> ImageData | None:
     """Read a decoded data set, if it is there."""
     return _read(_path(key, root), name)
 

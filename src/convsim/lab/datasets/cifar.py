@@ -97,8 +97,8 @@ def decode_cifar(
         raise
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(
-            f"A {name} batch must hold b'data' in rows of 3072 bytes and {layout.labels!r}, the "
-            f"file {layout.meta} {layout.classes!r}: one in {path} does not "
+            f"A {name} batch must hold b'data' in rows of 3072 bytes and {layout.labels!r}, and "
+            f"the file {layout.meta} must hold {layout.classes!r}: one in {path} does not "
             f"({type(error).__name__}: {error}). Download it again."
         ) from error
 
@@ -120,7 +120,7 @@ def _load(content: bytes, where: str) -> dict[bytes, Any]:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{error} It is in {where}: download the archive again.") from error
-    # Any opcode on wrong operands: as many kinds of errors as there are opcodes.
+    # Every opcode raises its own kind of error on wrong operands.
     except Exception as error:
         raise DataError(
             f"A batch must be a complete pickle: {where} is corrupt or truncated "
@@ -145,7 +145,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``: what numpy itself does trusts the dtype in a pickle."""
+    """Stands in for ``numpy.ndarray``, which would trust the dtype in a pickle."""
 
     values: npt.NDArray[np.uint8]
 
@@ -162,7 +162,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for ``_codecs.encode``, of which a few calls in a row can fill any memory."""
+    """Stand in for ``_codecs.encode``: a few calls of it in a row can fill any memory."""
     if encoding not in ("latin1", b"latin1"):
         raise ValueError(f"bytes encoded as {encoding!r:.40}")
     return text.encode("latin1")
@@ -181,7 +181,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _ArraysOnly(pickle._Unpickler):
     """An unpickler that can build arrays of bytes and plain values, and nothing else.
 
-    In Python, because the one in C takes memory for whatever sizes and indices a pickle claims.
+    In Python: the one in C reserves memory for whatever sizes and indices a pickle claims.
     """
 
     def find_class(self, module_name: str, global_name: str) -> Any:

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 2**24
 MAX_SCANS = 100
-"""Most passes over a JPEG's pixels: a few bytes ask for each, so that a small file takes hours."""
+"""Most passes over a JPEG's pixels: each costs a few bytes, so a small file could take hours."""
 
 FORMATS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF",
@@ -28,11 +28,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation → what makes the image stand as viewers show it."""
+"""EXIF orientation → the turn that shows the image upright, as viewers do."""
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """Decode a JPEG, PNG, BMP, WebP, GIF or TIFF, of several frames the first.
+    """Decode a JPEG, PNG, BMP, WebP, GIF or TIFF; of several frames, the first.
 
     Args:
         content: The file.
@@ -40,9 +40,9 @@ def decode_image(content: bytes) -> Image.Image:
     Returns:
         An image of mode "L" or "RGB", turned and mirrored as its EXIF tag says. Black and white and
         grey become "L", all else "RGB": palettes and CMYK by Pillow's formulas, without colour
-        profiles, as torchvision and timm read them. Transparency is dropped: the colours count that
-        are stored beneath. Of 16-bit grey, v becomes the nearest to v / 257; of 16-bit colour,
-        Pillow keeps the upper 8 bits.
+        profiles, as torchvision and timm read them. Transparency is dropped: the colours stored
+        beneath it count. Of 16-bit grey, v becomes the integer nearest to v / 257; of 16-bit
+        colour, Pillow keeps the upper 8 bits.
 
     Raises:
         Exception: Of many kinds, if the file is damaged, has more than `MAX_PIXELS` pixels or
@@ -61,7 +61,7 @@ def decode_image(content: bytes) -> Image.Image:
 
 
 def image_header(content: bytes) -> tuple[int, int, str]:
-    """Read (width, height, mode) of a file, as it stands in viewers, without decoding it."""
+    """Read (width, height, mode) of a file, as viewers show it, without decoding it."""
     with _open(content) as image:
         _check_header(image, content)
         width, height = image.size

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import Progress
 
 from convsim.errors import DataError, require
+from convsim.lab.datasets.archive import file_hash
 from convsim.lab.terminal import progress_bar
 
 TIMEOUT_SECONDS = 30
 MAX_BYTES = 2**28
-"""What a download may have: the largest, CIFAR-10, has 170 MB."""
+"""The largest download allowed; CIFAR-10, the largest known, has 170 MB."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def fetch(file: RemoteFile, dataset: str, root: Path, *, progress: bool) -> Path
     """
     target = root / dataset / file.name
     for path in (root / file.name, target):
-        if path.is_file() and _md5(path) == file.md5:
+        if path.is_file() and file_hash(path, "md5") == file.md5:
             return path
     pooch = require("pooch", "lab")
     # Its messages say what the bar and the error below say.
@@ -73,11 +73,6 @@ def fetch(file: RemoteFile, dataset: str, root: Path, *, progress: bool) -> Path
     return target
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 class _PoochBar:
     """A bar of rich under the interface that pooch expects, which is that of tqdm."""
 
@@ -94,7 +89,7 @@ class _PoochBar:
         self._bar.update(self._task, total=value or None)
 
     def update(self, count: int) -> None:
-        """Count bytes that arrived; the checksum would tell only when all have."""
+        """Count the bytes as they arrive; the checksum would only tell at the end."""
         self._bar.advance(self._task, count)
         if self._bar.tasks[0].completed > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""What every data set becomes: images in memory or in their files, named, with a fingerprint.
+"""What every data set becomes: named images, in memory or in files, with a fingerprint.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -34,10 +34,10 @@ class ImageData:
         test_images: As the training part, with its C, H and W.
         test_labels: int64 (N,).
         classes: One name per label; one empty name for images without classes.
-        fingerprint: SHA-256, in hexadecimal, of all images, labels and classes; of images that stay
-            in their files, of these files' names and sizes. The name plays no part. Computed when
-            left out.
-        notes: What was done to them that their user should know, in sentences.
+        fingerprint: SHA-256, in hexadecimal, of all images, labels and classes; for images that
+            stay in their files, the files' names and sizes count instead. The name does not.
+            Computed if left out.
+        notes: Sentences on what was done to them, for their user to know.
 
     Raises:
         DataError: If a tensor has the wrong dtype or shape, a part is empty, images and labels
@@ -97,8 +97,8 @@ class ImageData:
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageData:
         """Draw a stratified random subset; images keep their order.
 
-        Every class keeps its share, and at least one image. With one seed, a smaller subset of
-        balanced classes lies inside a larger one.
+        Every class keeps its share, and at least one image. With the same seed, a smaller subset of
+        balanced classes is part of a larger one.
 
         Args:
             train: Number of training images to keep; None keeps all.
@@ -122,13 +122,18 @@ class ImageData:
             drawn += f"-{part}{count}"
         if not changes:
             return self
-        return replace(self, name=f"{self.name}{drawn}-seed{seed}", fingerprint="", **changes)
+        return self._derived(f"{drawn}-seed{seed}", **changes)
+
+    def _derived(self, suffix: str, **changes: Any) -> ImageData:
+        """Change some fields; the name says how, and the fingerprint is computed anew."""
+        return replace(self, name=self.name + suffix, fingerprint="", **changes)
 
     def to_measure(self, images: int) -> ImageData:
         """Draw the test images that feature maps are compared on, class by class, with seed 0.
 
-        Every class keeps its share, as in `subset`; fewer images than classes are of as many
-        classes. The classes take turns in the result, so that its first images are of many.
+        Every class keeps its share, as in `subset`; if there are fewer images than classes, each
+        image is of another class. The classes take turns in the result, so that its first images
+        show many.
 
         Args:
             images: How many; all if there are fewer.
@@ -146,16 +151,12 @@ class ImageData:
         else:
             drawn = stratified(labels, count, seed=0, where=f"the test part of {self.name!r}")
         drawn = drawn[_taking_turns(labels[drawn])]
-        return replace(
-            self,
-            name=f"{self.name}-test{count}-seed0",
-            test_images=self.test_images[drawn],
-            test_labels=labels[drawn],
-            fingerprint="",
+        return self._derived(
+            f"-test{count}-seed0", test_images=self.test_images[drawn], test_labels=labels[drawn]
         )
 
     def resized(self, size: int) -> ImageData:
-        """Scale images in memory to a square of `size`: the largest about each one's centre.
+        """Scale images in memory to a square of `size`, from the largest square at the centre.
 
         Bilinear and antialiased. Images that stay in their files have their size already.
         """
@@ -164,16 +165,14 @@ class ImageData:
             return self
         if train.shape[2:] == (size, size):
             return self
-        train, test = squared(train, size), squared(test, size)
-        return replace(
-            self, name=f"{self.name}-{size}px", train_images=train, test_images=test, fingerprint=""
-        )
+        train, test = centre_squares(train, size), centre_squares(test, size)
+        return self._derived(f"-{size}px", train_images=train, test_images=test)
 
     def hold_out(self, fraction: float, seed: int = 0) -> ImageData:
         """Replace the test part by a stratified validation share of the training part.
 
-        Choices made on the result (learning rate, strength of a penalty) cannot leak from the
-        test images: the result does not hold them.
+        Choices made on the result (learning rate, strength of a penalty) cannot use the test
+        images: the result does not hold them.
 
         Args:
             fraction: Share of the training images that becomes the validation part, in (0, 1).
@@ -208,15 +207,11 @@ class ImageData:
                 f"Every class must keep a training image: holding out {fraction} of {self.name!r} "
                 f"leaves none of class {self.classes[min(used_up)]!r}. Hold out a smaller share."
             )
-        return replace(
-            self,
-            name=f"{self.name}-validation{fraction:g}-seed{seed}",
-            train_images=self.train_images[keep],
-            train_labels=labels[keep],
-            test_images=self.train_images[held],
-            test_labels=labels[held],
-            fingerprint="",
-        )
+        return self._derived(
+            f"-validation{fraction:g}-seed{seed}",
+            train_images=self.train_images[keep], train_labels=labels[keep],
+            test_images=self.train_images[held], test_labels=labels[held],
+        )  # fmt: skip
 
 
 def stratified(labels: Tensor, count: int, *, seed: int, where: str) -> Tensor:
@@ -291,8 +286,8 @@ def _check_part(images: Images, labels: Tensor, classes: tuple[str, ...], where:
         )
 
 
-def squared(images: Tensor, size: int) -> Tensor:
-    """Scale images (N, C, H, W) to (N, C, size, size): the largest square about their centre."""
+def centre_squares(images: Tensor, size: int) -> Tensor:
+    """Scale images (N, C, H, W) to (N, C, size, size), from the largest square at the centre."""
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -317,7 +312,7 @@ def _fingerprint(data: ImageData) -> str:
 def pixel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     """Compute mean and standard deviation, (1, C, 1, 1), of each channel of (N, C, H, W).
 
-    Of images that stay in their files, at most `MOST_SAMPLED` are looked at, spread evenly.
+    Of images that stay in their files, at most `MOST_SAMPLED` are read, spread evenly.
     """
     if isinstance(images, ImageFiles):
         images = sampled_pixels(images, MOST_SAMPLED)

@@ -22,14 +22,14 @@ from convsim.lab.datasets.skipping import Skipped
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Some images of a source, in an order, like a tensor (N, C, H, W) of which nothing is read.
+    """Some images of a source, in order: like a tensor (N, C, H, W) that has not been read yet.
 
     Attributes:
         source: Where they lie.
         numbers: int64 (N,), which of them.
-        size: (H, W), which `pixels` makes of each; (0, 0) if they are only wanted as they are.
+        size: (H, W) of what `pixels` makes of each; (0, 0) if they are only wanted as they are.
         channels: C, 1 or 3.
-        skipped: What was left out, or that nothing may be.
+        skipped: What was left out, or whether anything may be.
     """
 
     source: ImageSource
@@ -53,7 +53,7 @@ class ImageFiles:
         return torch.Size((len(self), self.channels, *self.size))
 
     def split(self, count: int) -> list[ImageFiles]:
-        """Cut into runs of so many images."""
+        """Cut into runs of this many images."""
         return [self[slice(start, start + count)] for start in range(0, len(self), count)]
 
     def image(self, place: int) -> Image.Image:
@@ -91,7 +91,7 @@ def decoded(content: bytes, source: ImageSource, number: int) -> Image.Image:
     """
     try:
         return decode_image(content)
-    # PIL's decoders let through many kinds of errors on bytes that are no image.
+    # PIL's decoders raise many kinds of errors on bytes that are not an image.
     except Exception as error:
         raise DataError(
             f"Every image must be a readable file of moderate size with 8 or 16 bits per channel: "
@@ -119,7 +119,7 @@ def sampled_pixels(images: ImageFiles, most: int) -> Tensor:
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale the largest part about an image's centre that has the shape of `size`, (rows, columns).
+    """Scale the largest central part with the proportions of `size`, (rows, columns).
 
     Bilinear and antialiased. An image of that size is left as it is.
     """

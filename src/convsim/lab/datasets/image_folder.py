@@ -25,7 +25,7 @@ _PEEKED = 32
 
 
 class ManySizesError(DataError):
-    """Images that differ in size, where none was given to scale them to."""
+    """Images differ in size, and no size was given to scale them to."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def with_test_part(layout: Layout, where: Path, *, whole: bool) -> tuple[Layout,
 
     Args:
         layout: The layout.
-        where: What it is of, for error messages.
-        whole: Whether both parts shall be all the images; else a fifth of each class, drawn with
+        where: Where it comes from, for error messages.
+        whole: Whether both parts are all the images; otherwise a fifth of each class, drawn with
             seed 0, is the test part.
 
     Raises:
@@ -76,7 +76,7 @@ def common_shape(listing: Listing, *, resized: bool) -> Shape:
 
     Args:
         listing: The images.
-        resized: Whether they may differ in size; (0, 0) stands for that.
+        resized: Whether they may differ in size; if they do, the size is (0, 0).
 
     Raises:
         DataError: If two differ in size and they may not, or none can be read.
@@ -107,7 +107,7 @@ def fits(count: int, channels: int, size: tuple[int, int]) -> bool:
 def leave_in_files(
     listing: Listing, name: str, size: tuple[int, int], channels: int, skipped: Skipped
 ) -> ImageData:
-    """Make a data set of which no image is read before it is asked for."""
+    """Make a data set whose images are read only when they are asked for."""
     layout = listing.layout
     assert layout.test is not None
     train, test = (

@@ -1,4 +1,4 @@
-"""Where encoded images lie, each read by its number: a folder, tar archives, memory, Arrow."""
+"""Where encoded images lie, each read by number: a folder, tar archives, memory, Arrow."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class FolderImages(ImageSource):
 
 
 class TarImages(ImageSource):
-    """Images that lie in uncompressed tar archives, read where the archives' headers say."""
+    """Images in uncompressed tar archives, read at the places that the headers give."""
 
     def __init__(
         self,

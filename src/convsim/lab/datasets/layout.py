@@ -1,4 +1,4 @@
-"""What the names of a data set's images say: which part each is of, and which class."""
+"""What the names of images say: which part and which class each belongs to."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Layout:
 
     Attributes:
         train: The training part.
-        test: The test part; None where the names tell of none.
+        test: The test part; None if the names show none.
         classes: One name by label, sorted; `UNLABELLED` if there are none.
     """
 
@@ -64,9 +64,9 @@ def arrange(
 
     Args:
         names: Of the images, with "/" between folders, none of them hidden.
-        folders: Of the folders, as far as they are known.
+        folders: Names of the folders, as far as they are known.
         where: What they come from, for error messages.
-        whole: Whether any images will do: a part may be missing, images may lie anywhere, and
+        whole: Whether any images will do: then a part may be missing, images may lie anywhere, and
             folders need not be classes.
 
     Raises:
@@ -87,7 +87,7 @@ def _split_layout(
     where: Path,
     whole: bool,
 ) -> Layout:
-    """{train,test}/{class}/{image}; names outside of the parts play no role."""
+    """{train,test}/{class}/{image}; names outside these parts are ignored."""
     found: dict[tuple[str, str], dict[str, list[tuple[str, int]]]] = {}
     for top, part, inside in folders:
         classes = found.setdefault((top, part), {})
@@ -140,11 +140,15 @@ def _named_parts(
     enough = bool(found) and len(tests) < 2 if whole else TRAIN in named and len(tests) == 1
     if not one_top or not enough:
         there = ", ".join("/".join(filter(None, key)) for key in sorted(found)) or "neither"
-        raise DataError(
-            f"A data set must have the layout {LAYOUT}, with one train folder and one of "
-            f"{', '.join(TEST_NAMES)}: {where} has {there}. Rename or remove folders to fit."
-        )
+        raise _another_layout(where, there)
     return {part: classes for (_, part), classes in found.items()}
+
+
+def _another_layout(where: Path, has: str, other: str = "") -> DataError:
+    return DataError(
+        f"A data set must have the layout {LAYOUT}, with one train folder and one of "
+        f"{', '.join(TEST_NAMES)}{other}: {where} has {has}. Rename or remove folders to fit."
+    )
 
 
 def _check_classes(parts: dict[str, dict[str, list[tuple[str, int]]]], where: Path) -> None:
@@ -178,11 +182,7 @@ def _whole_layout(names: Sequence[str], where: Path, whole: bool) -> Layout:
         classes = UNLABELLED
     if not names or (classes == UNLABELLED and not whole):
         has = "no images" if not names and whole else "neither"
-        raise DataError(
-            f"A data set must have the layout {LAYOUT}, with one train folder and one of "
-            f"{', '.join(TEST_NAMES)}, or {{class}}/{{image}}: {where} has {has}. Rename or "
-            f"remove folders to fit."
-        )
+        raise _another_layout(where, has, ", or {class}/{image}")
     found: dict[str, list[tuple[str, int]]] = {label: [] for label in classes}
     for number, name in enumerate(inside):
         label, _, file = name.partition("/") if classes != UNLABELLED else ("", "", name)

@@ -28,13 +28,21 @@ from convsim.lab.datasets.image_sources import (
     regular,
     walk,
 )
-from convsim.lab.datasets.layout import PARTS, TRAIN, UNLABELLED, Layout, Part, arrange, part_of
+from convsim.lab.datasets.layout import (
+    PARTS,
+    TEST_NAMES,
+    TRAIN,
+    UNLABELLED,
+    Layout,
+    Part,
+    arrange,
+    part_of,
+)
 from convsim.lab.datasets.memory import memory
 from convsim.lab.datasets.skipping import Skipped
 
 MAX_LABEL_BYTES = 1024
 _ARROW_FILES = ("dataset_dict.json", "state.json")
-_WHOLE_SPLITS = ("test", "validation", "val", "train")
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Listing:
         source = self.source
         assert isinstance(source, FolderImages)
         assert isinstance(source.names, Names)
-        # The place is part of it: unpacked archives often share names, sizes and rounded times.
+        # The place counts too: unpacked archives often share names, sizes and rounded times.
         digest = hashlib.sha256(os.fsencode(source.where.resolve()))
         for part in (source.names.block, source.sizes.tobytes(), source.times.tobytes()):
             digest.update(part)
@@ -73,7 +81,7 @@ def list_images(path: Path, bar: Progress, *, whole: bool, skipped: Skipped) -> 
             ``datasets.save_to_disk``; an archive, or a pattern such as ``shards/*-{0..9}.tar``.
         bar: Shows what is done.
         whole: As in `convsim.lab.datasets.layout.arrange`.
-        skipped: What is left out; if it skips nothing, such a file is an error.
+        skipped: Collects the files that are left out; if none may be, such a file is an error.
 
     Raises:
         DataError: As `convsim.lab.datasets.load.load_dataset`.
@@ -179,7 +187,7 @@ def _visible(entries: Iterator[Entry]) -> Iterator[tuple[str, Entry]]:
 
 
 def _plays_a_part(name: str) -> bool:
-    """Tell whether a name need be looked at: an unknown format elsewhere matters to nobody."""
+    """Tell whether a name matters: an unknown format outside the parts does not."""
     return Path(name).suffix.lower() in FORMATS or part_of(name) is not None
 
 
@@ -213,6 +221,31 @@ def _list_shards(
     path: Path, shards: list[Path], bar: Progress, whole: bool, skipped: Skipped
 ) -> Listing:
     """List WebDataset shards: an image, and its class in a file of its name that ends in .cls."""
+    source, labels = _read_shards(path, shards, bar, skipped)
+    keys = [os.path.splitext(name)[0] for name in source.names]
+    if not keys:
+        raise DataError(f"Shards must hold images: {path} has none. Give others.")
+    if not all(key in labels for key in keys):
+        if not whole:
+            raise DataError(
+                f"Training needs classes: not every image of {path} has a file of its name that "
+                "ends in .cls. Pack the shards with their classes."
+            )
+        every = Part(torch.arange(len(keys)), torch.zeros(len(keys), dtype=torch.int64))
+        return Listing(source, Layout(every, None, UNLABELLED))
+    found = {labels[key] for key in keys}
+    numeric = all(label.isdigit() for label in found)
+    classes = tuple(sorted(found, key=int if numeric else str))
+    place = {label: n for n, label in enumerate(classes)}
+    numbers = torch.tensor([place[labels[key]] for key in keys])
+    by_class = numbers.argsort(stable=True)
+    return Listing(source, Layout(Part(by_class, numbers[by_class]), None, classes))
+
+
+def _read_shards(
+    path: Path, shards: list[Path], bar: Progress, skipped: Skipped
+) -> tuple[TarImages, dict[str, str]]:
+    """Read where the images of shards lie, and each class by the name of its image's file."""
     names: list[str] = []
     sizes, places = array("q"), array("q")
     starts, labels = [], {}
@@ -233,51 +266,14 @@ def _list_shards(
                 names.append(own)
                 sizes.append(entry.size)
                 places.append(entry.place)
-    source = TarImages(path, shards, Names(names), sizes, places, starts)
-    keys = [os.path.splitext(name)[0] for name in names]
-    if not names:
-        raise DataError(f"Shards must hold images: {path} has none. Give others.")
-    if not all(key in labels for key in keys):
-        if not whole:
-            raise DataError(
-                f"Training needs classes: not every image of {path} has a file of its name that "
-                "ends in .cls. Pack the shards with their classes."
-            )
-        every = Part(torch.arange(len(names)), torch.zeros(len(names), dtype=torch.int64))
-        return Listing(source, Layout(every, None, UNLABELLED))
-    found = {labels[key] for key in keys}
-    numeric = all(label.isdigit() for label in found)
-    classes = tuple(sorted(found, key=int if numeric else str))
-    place = {label: n for n, label in enumerate(classes)}
-    order = sorted(range(len(names)), key=lambda n: (place[labels[keys[n]]], n))
-    part = Part(torch.tensor(order), torch.tensor([place[labels[keys[n]]] for n in order]))
-    return Listing(source, Layout(part, None, classes))
+    return TarImages(path, shards, Names(names), sizes, places, starts), labels
 
 
 def _list_arrow(path: Path, whole: bool) -> Listing:
     """List a data set, or its splits, that ``save_to_disk`` of Hugging Face's datasets wrote."""
     datasets: Any = require("datasets", "datasets")
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:
-        raise DataError(
-            f"A folder of Hugging Face's datasets must be one that save_to_disk wrote: {path} "
-            f"cannot be read ({type(error).__name__}: {error}). Save it again."
-        ) from error
-    splits = dict(loaded) if isinstance(loaded, dict) else {TRAIN: loaded}
-    train, test = (
-        splits.get(TRAIN),
-        next((splits[n] for n in _WHOLE_SPLITS[:3] if n in splits), None),
-    )
-    if train is None:
-        train, test = test, None
-    if train is None:
-        raise DataError(
-            f"A data set must have a split train, test or validation: {path} has "
-            f"{', '.join(map(repr, splits))}. Save one under such a name."
-        )
-    both = [train] if test is None else [train, test]
-    joined = datasets.concatenate_datasets(both) if len(both) > 1 else train
+    splits = _splits(datasets, path)
+    joined = datasets.concatenate_datasets(splits) if len(splits) > 1 else splits[0]
     column = _column(joined, datasets.Image, path)
     rows = joined.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     source = ArrowImages(path, rows.with_format(None), column)
@@ -291,10 +287,29 @@ def _list_arrow(path: Path, whole: bool) -> Listing:
             "none is a ClassLabel. Cast one with cast_column(name, ClassLabel(names=…))."
         )
     labels = torch.tensor([*joined[labelled[0]]]) if labelled else torch.zeros(len(joined)).long()
-    numbers = torch.arange(len(joined))
-    cut = len(train)
-    parts = [Part(numbers[:cut], labels[:cut]), Part(numbers[cut:], labels[cut:])]
-    return Listing(source, Layout(parts[0], None if test is None else parts[1], classes))
+    lengths = [*map(len, splits)]
+    parts = map(Part, torch.arange(len(joined)).split(lengths), labels.split(lengths))
+    return Listing(source, Layout(next(parts), next(parts, None), classes))
+
+
+def _splits(datasets: Any, path: Path) -> list[Any]:
+    """Load the split to train on and the one to test on, or the only one of these."""
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(
+            f"A folder of Hugging Face's datasets must be one that save_to_disk wrote: {path} "
+            f"cannot be read ({type(error).__name__}: {error}). Save it again."
+        ) from error
+    found = dict(loaded) if isinstance(loaded, dict) else {TRAIN: loaded}
+    test = next((name for name in TEST_NAMES if name in found), None)
+    chosen = [found[name] for name in (TRAIN, test) if name in found]
+    if not chosen:
+        raise DataError(
+            f"A data set must have a split train, test or validation: {path} has "
+            f"{', '.join(map(repr, found))}. Save one under such a name."
+        )
+    return chosen
 
 
 def _column(dataset: Any, kind: Any, path: Path) -> str:

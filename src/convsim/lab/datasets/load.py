@@ -12,8 +12,8 @@ from pathlib import Path
 
 from convsim.errors import DataError, did_you_mean
 from convsim.home import home
-from convsim.lab.datasets.archive import sha256
-from convsim.lab.datasets.cache import cached, kept
+from convsim.lab.datasets.archive import file_hash
+from convsim.lab.datasets.cache import cached, find_cached
 from convsim.lab.datasets.cifar import CIFAR10, CIFAR100, decode_cifar
 from convsim.lab.datasets.digits import load_digits
 from convsim.lab.datasets.download import RemoteFile, fetch
@@ -126,29 +126,30 @@ def load_dataset(
     """Load a data set by name, or images from a folder, tar archives or Hugging Face's datasets.
 
     A folder, or a tar archive (compressed or not), has the layout {train,test}/{class}/{image},
-    optionally inside one top folder; "test" may be called "val" or "validation". From
-    {class}/{image} a fifth of each class, drawn with seed 0, becomes the test part, which a note
-    says. A folder of tar archives, or a pattern such as ``shards/*-{000..031}.tar``, is one of
+    optionally inside one top folder; "test" may be called "val" or "validation". With
+    {class}/{image} alone, a fifth of each class, drawn with seed 0, becomes the test part; a note
+    says so. A folder of tar archives, or a pattern such as ``shards/*-{000..031}.tar``, is one of
     WebDataset shards: images, each with its class in a file of its name that ends in ".cls". A
     folder that ``datasets.save_to_disk`` wrote has a column of Image and one of ClassLabel.
 
-    Images are JPEG, PNG, BMP, WebP, GIF (of which the first frame is taken) or TIFF; what becomes
-    of grey, CMYK, palettes, transparency, 16 bits and EXIF tags is said at
-    `convsim.lab.datasets.decoding.decode_image`. Without `size` all must have one.
+    Images are JPEG, PNG, BMP, WebP, GIF (the first frame) or TIFF;
+    `convsim.lab.datasets.decoding.decode_image` says what becomes of grey, CMYK, palettes,
+    transparency, 16 bits and EXIF tags. Without `size`, all must have the same size.
 
-    Images that decoded fit in a quarter of the memory are decoded once: the result is kept under
-    ``root``, together with what is downloaded. Pixels of a JPEG, and so the fingerprint, can depend
-    on the version of Pillow that decoded it. Others stay in their files.
+    Images that fit in a quarter of the memory when decoded are decoded once, and the result is kept
+    under ``root``, beside downloads. A JPEG's pixels, and so the fingerprint, can depend on the
+    version of Pillow. Other images stay in their files.
 
     Args:
         source: A key of ``DATASETS``, or a path; write ``./digits`` for a folder of that name.
-        size: Height and width: of each image the largest square about its centre is scaled to it,
-            bilinear and antialiased.
-        stream: Leave images in their files however few there are. Without `size`, they keep theirs.
-        whole: Take any images: where there is one part, it is both, and folders need be no classes.
+        size: Height and width to scale the largest square at each image's centre to, bilinear and
+            antialiased.
+        stream: Leave images in their files, however few there are. Without `size`, they keep their
+            own.
+        whole: Take any images: a single part serves as both, and folders need not be classes.
         skip_bad: Leave out images that cannot be read; a note names them.
-        root: Folder for downloads and decoded data sets. Defaults to the environment variable
-            CONVSIM_HOME, or ``~/.cache/convsim`` without it, as `convsim.home.home` has it.
+        root: Folder for downloads and decoded data sets. By default that of `convsim.home.home`:
+            the environment variable CONVSIM_HOME, or else ``~/.cache/convsim``.
         progress: Whether to show bars on stderr.
 
     Returns:
@@ -199,15 +200,15 @@ class _Loading:
     def load(self) -> ImageData:
         key = None
         if not self.stream and self.path.is_file() and self.path.stat().st_size <= memory() // 4:
-            key = self._key(sha256(self.path))
-            if (data := kept(key, self._name(), self.root)) is not None:
+            key = self._key(file_hash(self.path))
+            if (data := find_cached(key, self._name(), self.root)) is not None:
                 return data
         skipped = Skipped(self.skip_bad)
         with progress_bar(self.progress) as bar:
             listing = list_images(self.path, bar, whole=self.whole, skipped=skipped)
         if not self.stream and isinstance(listing.source, FolderImages):
             key = self._key(listing.key)
-            if (data := kept(key, self._name(), self.root)) is not None:
+            if (data := find_cached(key, self._name(), self.root)) is not None:
                 return data
         layout, notes = with_test_part(listing.layout, self.path, whole=self.whole)
         listing = replace(listing, layout=layout)
@@ -236,7 +237,7 @@ class _Loading:
             return decode_all(listing, self._name(), size, bar, skipped)
 
     def _key(self, key: str) -> str:
-        """Tell results of other options apart."""
+        """Name results of different options differently."""
         chosen = (self.size, self.whole, self.skip_bad)
         return key if chosen == (None, False, False) else f"{key}-{'-'.join(map(str, chosen))}"
 
@@ -250,7 +251,7 @@ def _load_named(name: str, root: Path, progress: bool) -> ImageData:
     decode = functools.partial(dataset.decode, paths, name=name, progress=progress)
     if not paths:
         return decode()
-    key = hashlib.sha256("".join([name, *map(sha256, paths)]).encode()).hexdigest()
+    key = hashlib.sha256("".join([name, *map(file_hash, paths)]).encode()).hexdigest()
     return cached(key, name, root, decode)
 
 

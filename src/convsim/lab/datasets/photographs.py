@@ -1,4 +1,4 @@
-"""Photographs that come with scikit-image and scikit-learn, cut up: which one is a patch of?"""
+"""Photographs that come with scikit-image and scikit-learn, cut up: whose patch is it?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKIMAGE = (
     "astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel",
     "hubble_deep_field", "immunohistochemistry", "moon", "retina", "rocket", "stereo_motorcycle",
 )  # fmt: skip
-"""Functions of `skimage.data` whose pictures are in its package; none is downloaded."""
+"""Functions of `skimage.data` whose pictures come with the package, without a download."""
 
 
 def load_photographs() -> ImageData:

@@ -1,4 +1,4 @@
-"""Files that cannot be read: the first is an error, or each is left out, counted and named."""
+"""Files that cannot be read: an error at the first, or left out, counted and named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Skipped:
 
     Attributes:
         allowed: Whether files may be left out at all.
-        names: Those that were, in the order in which they were met.
+        names: Those that were left out, in the order in which they were found.
     """
 
     allowed: bool = False

@@ -54,8 +54,8 @@ def note(result: Record) -> str:
     return (
         f"Which of {result['classes']} photographs is a patch of 16×16 cut from? See and "
         f"shrink: one network of {result['parameters']:,} parameters, "
-        f"{100 * result['accuracy']:.1f} % right on test patches; shrunk without labels or "
-        "training, beside dropping as many of each layer's smallest filters. Train: mean of "
+        f"{100 * result['accuracy']:.1f} % right on test patches, is shrunk without labels or "
+        'training; "without" drops as many of each layer\'s smallest filters. Train: mean of '
         f"{len(result['with'])} seeds ± half of the 95 % interval."
     )
 

@@ -25,7 +25,7 @@ from convsim.report import RedundancyReport
 
 DATA = "photographs"
 LONG = Recipe(epochs=10, batch_size=64, lr=0.1)
-"""How the network that is looked at and shrunk is trained: until it has learnt what it can."""
+"""How the network to look at and to shrink is trained: until it improves no more."""
 SHORT = Recipe(epochs=4, batch_size=64, lr=0.05)
 """How networks are trained with and without the penalty."""
 METHODS = ("none", "recommended@3")
@@ -44,7 +44,8 @@ class Smaller:
     Attributes:
         parameters: What is left, as a share.
         accuracy: Of `convsim.shrink`'s result on test images, in [0, 1].
-        smallest: Of the one without the filters of smallest norm, its BatchNorm estimated anew.
+        smallest: Of the one without the filters of smallest norm, with its BatchNorm estimated
+            again.
     """
 
     parameters: float
@@ -74,7 +75,7 @@ class Demo:
 
 
 def run_demo(folder: Path, progress: Progress, *, seeds: int = SEEDS) -> Demo:
-    """Train, look at, shrink and compare; what is in the folder already is not done again.
+    """Train, look at, shrink and compare; training that is in the folder is not repeated.
 
     Args:
         folder: Where checkpoints and records go.

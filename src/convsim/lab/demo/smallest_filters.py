@@ -1,4 +1,4 @@
-"""The usual way to make a network smaller, to be held against: drop the smallest filters."""
+"""The usual way to make a network smaller, for comparison: drop the smallest filters."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def without_smallest_filters(
 
     Args:
         model: The network; it is left as it is.
-        counts: How many filters to keep, by layer; layers that keep all, or have no such name, are
-            left alone.
+        counts: How many filters to keep, by layer; layers that keep all, or are not named, are left
+            alone.
         images: Prepared inputs, from which BatchNorm's statistics are taken again: without that,
             accuracy falls much further.
 

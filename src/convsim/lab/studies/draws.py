@@ -1,6 +1,6 @@
 """Random filters and inputs, and the feature maps they make.
 
-Every draw is a group of its own, so that thousands are handled at once. Shape suffixes: G draws, M
+Every draw is a group of its own, so thousands are handled at once. Shape suffixes: G draws, M
 filters, C channels, k the kernel's shape, x the input's, P pixels.
 """
 

@@ -15,16 +15,18 @@ PENALTIES: dict[str, Penalty] = {
     "raw": ConvolutionalSimilarity(scale="raw", reduction="sum"),
     "unit": ConvolutionalSimilarity(scale="unit", reduction="sum"),
 }
-# SGD's rates in the authors' scripts, free of units: 0.1 on the pair's cosine², which "sum" counts
-# twice, and 0.01 on raw similarity, for 9 weights from U(0, 1), where E‖K‖² = 3 and E CS = 38.
+# SGD's rates in the authors' scripts, made free of units: 0.1 on the pair's cosine², which "sum"
+# counts twice, and 0.01 on raw similarity. Both for 9 weights from U(0, 1), where E‖K‖² = 3 and E
+# CS = 38.
 _RATES = {"cosine": 0.1 / 3 / 2, "unit": 0.1, "raw": 0.01 * 38 / 3}
 
 
 def minimize(filters_GMCk: Tensor, name: str, steps: int = STEPS) -> Tensor:
-    """Run SGD on a penalty of `PENALTIES`, every draw for itself.
+    """Run SGD on a penalty of `PENALTIES`, on each draw by itself.
 
-    The rate is scaled such that directions (and for "raw", norms) change as fast as in the authors'
-    setting, whatever the size of the kernels: by ‖K‖², for "raw" over CS, means over the draws.
+    The rate is scaled so that directions (and, for "raw", norms) change as fast as in the authors'
+    setting, for kernels of any size: by the mean over draws of ‖K‖², for "raw" divided by that of
+    CS.
     """
     penalty = PENALTIES[name]
     filters = filters_GMCk.clone().requires_grad_()

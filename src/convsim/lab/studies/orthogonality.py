@@ -7,8 +7,7 @@ controls the term t = 0 alone. The other terms are what is left, of either sign.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -16,9 +15,6 @@ from convsim.lab.studies.draws import INPUTS, Setting, draw, feature_maps, mean_
 from convsim.lab.studies.figures import change_figure
 from convsim.lab.studies.minimization import CHANGE, change, minimize
 from convsim.lab.studies.study import Row, Study
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _KERNELS = ("uniform", "normal")
 
@@ -92,17 +88,10 @@ LEGEND = (
 )
 
 
-def figure(rows: Sequence[Row]) -> Figure:
-    """Draw, by case, the change of the maps' cosine (5 %, median, 95 %) and how often it rises."""
-    return change_figure(
-        rows,
-        [
-            f"{r['inputs']}, {r['kernels']} {r['size']}"
-            + (f"×{r['size']}, {r['channels']} ch." if r["axes"] == 2 else "")
-            + (f", {r['padding']}" if r["padding"] != "valid" else "")
-            for r in rows
-        ],
-    )
+def _name(row: Row) -> str:
+    image = f"×{row['size']}, {row['channels']} ch." * (row["axes"] == 2)
+    padding = f", {row['padding']}" * (row["padding"] != "valid")
+    return f"{row['inputs']}, {row['kernels']} {row['size']}{image}{padding}"
 
 
 ORTHOGONALITY = Study(
@@ -112,5 +101,5 @@ ORTHOGONALITY = Study(
     answer,
     COLUMNS,
     LEGEND + CHANGE,
-    figure,
+    partial(change_figure, name=_name),
 )

@@ -13,6 +13,7 @@ from convsim.lab.studies.draws import Setting, bank_of, draw, feature_maps, mean
 from convsim.lab.studies.minimization import CHANGE, STEPS, change
 from convsim.lab.studies.study import Row, Study
 from convsim.penalties import ConvolutionalSimilarity
+from convsim.report.figures import new_figure
 from convsim.similarity import Options, bank_matrix
 
 if TYPE_CHECKING:
@@ -34,20 +35,20 @@ CASES = tuple(
 
 
 def answer(case: Case, draws: int) -> Row:
-    """Minimise over such pairs; compare the mean over all pairs before, after, and the bound."""
+    """Minimise over such pairs; compare the mean over all pairs before and after, and the bound."""
     filters, inputs = draw(case, draws)
     after = _minimize(filters, case.pairs)
-    similarity = [_mean_similarity(w) for w in (filters, after)]
+    (before, _), (similarity, bound) = (_mean_similarity(w) for w in (filters, after))
     maps = [mean_cosine(feature_maps(w, inputs, case.padding)) for w in (filters, after)]
     return change(*maps) | {
-        "similarity_before": similarity[0].mean().item(),
-        "similarity_after": similarity[1].mean().item(),
-        "bound": _lower_bound(after).mean().item(),
+        "similarity_before": before.mean().item(),
+        "similarity_after": similarity.mean().item(),
+        "bound": bound.mean().item(),
     }
 
 
 def _minimize(filters_GMCk: Tensor, pairs: str) -> Tensor:
-    """Run Adam on the mean over the pairs, unit filters, every draw for itself."""
+    """Run Adam on the mean over the pairs of unit filters, on each draw by itself."""
     generator = torch.Generator().manual_seed(0)
     penalty = ConvolutionalSimilarity(
         pairs="all" if pairs == "all" else "adjacent", scale="unit", reduction="mean"
@@ -65,22 +66,17 @@ def _minimize(filters_GMCk: Tensor, pairs: str) -> Tensor:
     return filters.detach()
 
 
-def _mean_similarity(filters_GMCk: Tensor) -> Tensor:
-    matrix_GMM = bank_matrix(bank_of(filters_GMCk), Options())
-    filters = matrix_GMM.shape[1]
-    trace = matrix_GMM.diagonal(dim1=1, dim2=2).sum(1)
-    return (matrix_GMM.sum((1, 2)) - trace) / (filters * (filters - 1))
-
-
-def _lower_bound(filters_GMCk: Tensor) -> Tensor:
-    """Return what the mean cannot fall below for these ‖A_i‖: (M² − Σ‖A_i‖²) / (M(M − 1)).
+def _mean_similarity(filters_GMCk: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean over pairs, and what it cannot fall below: (M² − Σ‖A_i‖²) / (M(M − 1)).
 
     A_i[0] = 1 for unit filters, so that ‖ΣA_i‖² ≥ M², with equality for a flat total spectrum.
     """
     matrix_GMM = bank_matrix(bank_of(filters_GMCk), Options())
     filters = matrix_GMM.shape[1]
     trace = matrix_GMM.diagonal(dim1=1, dim2=2).sum(1)
-    return (filters**2 - trace) / (filters * (filters - 1))
+    totals = (matrix_GMM.sum((1, 2)), filters**2)
+    mean, bound = ((total - trace) / (filters * (filters - 1)) for total in totals)
+    return mean, bound
 
 
 COLUMNS = (
@@ -101,9 +97,7 @@ LEGEND = (
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Draw similarity after minimisation, its lower bound and the maps' change, by filters."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
-    drawing = Figure(figsize=(11, 4), layout="constrained")
+    drawing = new_figure(11, 4)
     left, right = drawing.subplots(1, 2)
     for pairs, color in (("all", "#1b9e77"), ("adjacent", "#d95f02"), ("random", "#7570b3")):
         mine = [row for row in rows if row["pairs"] == pairs]

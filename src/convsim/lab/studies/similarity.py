@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from convsim.lab.studies.figures import change_figure
 from convsim.lab.studies.minimization import CHANGE, change, minimize
 from convsim.lab.studies.study import Row, Study
 from convsim.similarity.certificate import certified_cosines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda maps: maps,
@@ -91,7 +88,7 @@ def _inner(maps_GMP: Tensor) -> Tensor:
 
 
 def _worst_inputs(filters: Tensor, inputs: Tensor, steps: int = 100) -> Tensor:
-    """Ascend |cosine| of the maps at full padding over the inputs, every draw for itself."""
+    """Raise |cosine| of the maps at full padding over the inputs, on each draw by itself."""
     x = inputs.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05, maximize=True)
     for _ in range(steps):
@@ -129,15 +126,12 @@ LEGEND = (
 )
 
 
-def figure(rows: Sequence[Row]) -> Figure:
-    """Draw, by case, the change of the maps' cosine (5 %, median, 95 %) and how often it rises."""
-    return change_figure(rows, [
-        f"{r['scale']}: {r['inputs']}, {r['kernels']} {r['size']}"
-        + (f"×{r['size']}, {r['channels']} ch." if r["axes"] == 2 else "")
-        + (f", {r['activation']}" if r["activation"] != "none" else "")
-        + (", adversarial" if r["adversarial"] else "")
-        for r in rows
-    ])  # fmt: skip
+def _name(row: Row) -> str:
+    image = f"×{row['size']}, {row['channels']} ch." * (row["axes"] == 2)
+    activation = f", {row['activation']}" * (row["activation"] != "none")
+    adversarial = ", adversarial" * row["adversarial"]
+    kernels = f"{row['kernels']} {row['size']}"
+    return f"{row['scale']}: {row['inputs']}, {kernels}{image}{activation}{adversarial}"
 
 
 SIMILARITY = Study(
@@ -148,5 +142,5 @@ SIMILARITY = Study(
     answer,
     COLUMNS,
     LEGEND + CHANGE,
-    figure,
+    partial(change_figure, name=_name),
 )

@@ -1,4 +1,4 @@
-"""What a study is, and running one: every setting's result is appended to a record at once."""
+"""What a study is, and how one runs: each setting's result is recorded at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Study:
     Attributes:
         name: What the command line calls it.
         question: One sentence.
-        cases: Dataclass instances, each of which decides one row together with the number of draws.
+        cases: Dataclass instances; each, with the number of draws, decides one row.
         run: Answers one case with a number of draws.
         columns: (heading, key, format) of the table; keys of the case or of the answer.
         legend: What the columns say, in sentences.
