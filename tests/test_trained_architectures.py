@@ -1,34 +1,62 @@
-"""A share of benchmarks/train_architectures.py: unmodified networks of timm, 20 steps."""
+"""A share of benchmarks/train_architectures.py, and the gradient of branches that start at zero."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from convsim import Regularizer
+from convsim.lab.libraries import library_model
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import train_architectures as benchmark
 
-SHARE = ("lcnet_035", "regnety_002", "starnet_s1")
-RECORDS = {record["name"]: record for record in benchmark.read_records(benchmark.RECORDS)}
+SHARE = ("lcnet_035", "mobilenetv3_small_050")
+RECORDS = {
+    record["name"]: record
+    for record in benchmark.read_records(benchmark.RECORDS)
+    if record.keys() >= benchmark.RUNS.keys()
+}
 
 
 @pytest.mark.usefixtures("vision")
 @pytest.mark.parametrize("name", SHARE)
-def test_all_is_finite_and_the_penalty_falls_where_it_clearly_did(name):
-    strong, crossed = (benchmark.train(name, *benchmark.RUNS[run]) for run in ("strong", "crossed"))
-    assert strong["finite"]
-    assert crossed["finite"]
-    recorded = RECORDS[name]["strong"]
-    if recorded["after"] < 0.95 * recorded["before"]:
-        assert strong["after"] < strong["before"]
-
-
-def test_the_penalty_clearly_fell_for_two_of_the_share():
-    runs = [RECORDS[name]["strong"] for name in SHARE]
-    assert sum(run["after"] < 0.95 * run["before"] for run in runs) == 2
+def test_the_penalty_starts_where_it_did_and_ends_no_higher_than_without(name):
+    with_it, without = (benchmark.train(name, benchmark.RUNS[r]) for r in ("recommended", "plain"))
+    assert with_it["finite"]
+    assert without["finite"]
+    assert with_it["values"][0] == pytest.approx(RECORDS[name]["recommended"]["values"][0], rel=0.1)
+    assert with_it["after"] < without["after"]
 
 
 def test_the_table_is_that_of_the_records():
     records = benchmark.read_records(benchmark.RECORDS)
     assert benchmark.PAGE.read_text(encoding="utf-8") == benchmark.page(records)
-    assert len({record["name"] for record in records}) >= 20
+
+
+def norm_of_gradients(value, model):
+    gradients = torch.autograd.grad(
+        value, list(model.parameters()), retain_graph=True, allow_unused=True
+    )
+    return torch.stack([own.norm() for own in gradients if own is not None]).norm().item()
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("gain", [0.0, 1e-8, 1e-6, 1e-4, 1e-2, 1.0])
+def test_branches_that_start_at_zero_have_a_sane_gradient(gain):
+    """In nf_* the last convolution of a block has gain 0; with a bias its maps are rounding."""
+    images, labels = (part[:8] for part in benchmark.digits())
+    model = library_model("timm:nf_resnet26", classes=10, channels=3, pretrained=False)
+    regularizer = Regularizer(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("conv3.gain"):
+                assert not parameter.any()
+                parameter.fill_(gain)
+            elif name.endswith("bias") and "conv" in name:
+                parameter.normal_(0, 0.1)
+    loss = nn.functional.cross_entropy(model(images), labels)
+    penalty = norm_of_gradients(regularizer(), model)
+    assert 0 < penalty < norm_of_gradients(loss, model)

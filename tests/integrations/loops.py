@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from convsim import PRESETS, ActivationPenalty, Regularizer
 from convsim.integrations.lightning import RegularizerCallback
 from convsim.kernels.windows import spread
+from correlations import mean_square
 from needs import need_module
 
 STEPS, BATCH = 10, 8
@@ -127,7 +128,7 @@ def plain(model, setting):
 
 
 def written_out(model, setting):
-    """The recommended penalty by autograd alone: torch.corrcoef of indexed feature maps."""
+    """The recommended penalty by autograd alone: torch.cov of indexed feature maps."""
     optimizer, maps = optimizer_of(model), []
     convolutions = [layer for layer in model.layers if isinstance(layer, nn.Conv2d)]
     for layer in convolutions:
@@ -141,9 +142,7 @@ def written_out(model, setting):
         for of_layer in maps:
             pixels = of_layer.movedim(1, -1).flatten(0, -2)
             pixels = pixels[spread(PRESETS[setting.penalty].penalty.samples, len(pixels))]
-            squares = torch.corrcoef(pixels.T).square()
-            pairs = squares.numel() - len(squares)
-            loss = loss + (squares.sum() - len(squares)) / pairs / len(maps)
+            loss = loss + mean_square(pixels) / len(maps)
         maps.clear()
         (loss / setting.accumulate).backward()
         if i % setting.accumulate == 0:

@@ -258,3 +258,47 @@ def test_the_mean_of_squared_cosines_is_over_pairs(groups):
     expected = CosineOrthogonality("sum").value(bank) / (groups * pairs_of_a_group)
     torch.testing.assert_close(CosineOrthogonality().value(bank), expected)
     assert CosineOrthogonality().value(kernel_bank(random_weight()[:1])) == 0
+
+
+KINDS = [  # weight shape, groups, transposed
+    ((6, 3, 5), 1, False), ((6, 2, 3, 2), 2, False), ((8, 3, 2, 2, 2), 1, False),
+    ((4, 5, 3), 1, True), ((6, 2, 3, 3), 2, True), ((2, 4, 2, 2, 2), 1, True),
+    ((9, 1, 2, 2), 1, False), ((8, 1, 3, 3), 8, False), ((1, 9, 1), 1, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "groups", "transposed"), KINDS)
+def test_the_closed_form_of_cosines_is_that_of_the_formula_by_autograd(shape, groups, transposed):
+    """Filters fewer than their elements and more; one is zero."""
+    weight = torch.randn(shape, dtype=torch.float64)
+    bank = kernel_bank(weight, groups=groups, transposed=transposed)
+    if bank.filters.shape[1] > 2:
+        bank.filters[:, 1] = 0
+    weight.requires_grad_()
+    rows = kernel_bank(weight, groups=groups, transposed=transposed).filters.flatten(2)
+    products = (rows @ rows.mT).square()
+    squares = rows.square().sum(-1)
+    sizes = squares[:, :, None] * squares[:, None]
+    own = torch.eye(rows.shape[1], dtype=torch.bool) | (sizes == 0)
+    ratios = torch.where(own, 0, products / torch.where(sizes == 0, 1, sizes))
+    (expected,) = torch.autograd.grad(ratios.sum(), weight)
+    value, gradient = CosineOrthogonality("sum").value_and_gradient(bank)
+    torch.testing.assert_close(value, ratios.sum().detach())
+    torch.testing.assert_close(bank.to_weight(gradient), expected)
+    (value,) = CosineOrthogonality("sum").values(
+        [kernel_bank(weight, groups=groups, transposed=transposed)]
+    )
+    (actual,) = torch.autograd.grad(value, weight)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_cosines_have_a_second_derivative():
+    def value(first, second):
+        return tuple(CosineOrthogonality().values([kernel_bank(first), kernel_bank(second)]))
+
+    weights = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 2, 2), (4, 1, 2))
+    ]
+    assert torch.autograd.gradcheck(value, weights)
+    assert torch.autograd.gradgradcheck(value, weights)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 import convsim
 from closeness import assert_close
 from convsim import PRESETS, ConvolutionalSimilarity, Regularizer
+from correlations import mean_square
 from seeds import reseed
 
 pytestmark = pytest.mark.core
@@ -272,8 +273,7 @@ def gradients_of_maps(model, x, penalty):
 
 def correlation(maps):
     """Mean ρ² of all pairs, with every position of every image a sample."""
-    of_pairs = torch.corrcoef(maps.transpose(0, 1).flatten(1))
-    return of_pairs[~torch.eye(len(of_pairs), dtype=torch.bool)].square().mean()
+    return mean_square(maps.movedim(1, -1).flatten(0, -2))
 
 
 def test_auto_adds_nothing_where_nothing_is_left_or_the_step_is_lost():
@@ -426,9 +426,10 @@ def test_non_finite_weights_show_in_the_value():
 
 
 @pytest.mark.traced
-def test_both_routes_compile_into_one_graph():
+@pytest.mark.parametrize("penalty", ["crossed", "cosine"])
+def test_both_routes_compile_into_one_graph(penalty):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2))
-    regularizer = Regularizer(model, "crossed")
+    regularizer = Regularizer(model, penalty, coefficient=3.0)
     model.zero_grad()
     expected = regularizer()
     expected.backward()

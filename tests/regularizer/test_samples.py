@@ -105,6 +105,21 @@ def test_graphs_are_let_go_after_the_backward_pass_and_do_not_pile_up():
     assert not any(graph() is not None for graph in graphs)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_skipped_batch_does_not_count_in_the_next_penalty(asked):
+    model = network()
+    regularizer = Regularizer(model)
+    model(images(1))
+    expected = regularizer()
+    loss = model(images(2) * torch.nan).square().mean()
+    if asked:  # loss = … + regularizer(), and then the check
+        assert (loss + regularizer()).isnan()
+    else:
+        regularizer.forget()
+    model(images(1))
+    assert regularizer() == expected
+
+
 def test_asked_twice_it_answers_the_same_and_a_second_backward_is_refused():
     model = network()
     regularizer = Regularizer(model)

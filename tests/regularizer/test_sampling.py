@@ -9,6 +9,7 @@ from convsim import Regularizer
 from convsim.kernels.windows import spread
 from convsim.penalties import MapSimilarity
 from convsim.regularizer.sampling import sample_maps
+from correlations import mean_square
 from seeds import reseed
 
 pytestmark = pytest.mark.core
@@ -47,8 +48,7 @@ def by_indexing(maps):
     """The penalty of the same positions, by autograd alone."""
     pixels = maps.movedim(1, -1)
     pixels = pixels.reshape(-1, pixels.shape[-1])
-    of_pairs = torch.corrcoef(pixels[spread(COUNT, len(pixels))].T)
-    return of_pairs[~torch.eye(len(of_pairs), dtype=torch.bool)].square().mean()
+    return mean_square(pixels[spread(COUNT, len(pixels))])
 
 
 def gradients(layer, inputs, end, penalty):

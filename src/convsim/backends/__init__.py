@@ -6,7 +6,6 @@ One question (`problem`), several answers, each checked against `convsim.similar
 variable ``CONVSIM_BACKEND=eager`` keeps to torch.
 """
 
-from convsim.backends.autograd import similarities
 from convsim.backends.dispatch import add_gradients_
 
-__all__ = ["add_gradients_", "similarities"]
+__all__ = ["add_gradients_"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convsim import backends
 from convsim.kernels import KernelBank
-from convsim.penalties.base import Penalty
+from convsim.penalties.closed_form import ClosedFormPenalty
 from convsim.similarity import (
     Channels,
     Options,
@@ -23,7 +23,7 @@ from convsim.similarity import (
 
 
 @dataclass(frozen=True)
-class ConvolutionalSimilarity(Penalty):
+class ConvolutionalSimilarity(ClosedFormPenalty):
     """Penalise filters whose feature maps can be alike.
 
     The options are those of `convsim.convolutional_similarity`; `reduction` holds both for the
@@ -53,10 +53,6 @@ class ConvolutionalSimilarity(Penalty):
     def value(self, bank: KernelBank) -> Tensor:
         """Compute Convolutional Similarity of one layer."""
         return bank_similarity(bank, self._options)
-
-    def values(self, banks: Sequence[KernelBank]) -> list[Tensor]:
-        """Compute Convolutional Similarity of each layer, its gradient in closed form."""
-        return backends.similarities(banks, self._options)
 
     def value_and_gradient(self, bank: KernelBank) -> tuple[Tensor, Tensor]:
         """Compute Convolutional Similarity of one layer and its gradient in closed form."""

@@ -17,15 +17,17 @@ class MapSimilarity(ActivationPenalty):
 
     The mean of every map is taken out, as a normalization layer does:
 
-        penalty = mean over i ≠ j of ρ_ij²,   ρ_ij = Σ_s F_i[s]·F_j[s] / (‖F_i‖·‖F_j‖)
+        penalty = mean over i ≠ j of ρ_ij²,   ρ_ij = Cov_ij / √((Cov_ii + ε)(Cov_jj + ε))
 
-    with F[s] a map's value at a sampled position less the mean over positions. Where
+    with Cov the covariance over sampled positions and ε = 1e-5, as torch's normalization layers
+    have it: ρ is the covariance of what they make of the maps. Without ε the gradient would have
+    no bound for maps that are nearly constant, as those of a branch that starts at zero. Where
     `ConvolutionalSimilarity` bounds E⟨F_i, F_j⟩ for every input and kernel orthogonality takes
     inputs to be white, this takes them as they are. The gradient reaches the layer's kernels and,
     through its input, earlier layers. It is 0 if no two maps correlate and 1 if all are multiples
-    of each other; scale does not matter, and a constant map correlates with none. Sampling adds to
-    every ρ² about 1 over the number of samples. Maps are taken as the layer puts them out, before
-    normalization and activation.
+    of each other; scale does not matter while variances are far above ε, and a constant map
+    correlates with none. Sampling adds to every ρ² about 1 over the number of samples. Maps are
+    taken as the layer puts them out, before normalization and activation.
 
     DeCov (Cogswell et al. 2016) penalises covariance instead, which a smaller scale lowers too.
 

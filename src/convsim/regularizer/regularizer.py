@@ -226,7 +226,8 @@ class Regularizer:
 
         To a criterion, such as ``nn.CrossEntropyLoss()``, or to a model that returns its loss: the
         penalty is added to what it returns, wherever gradients are recorded and the layers have
-        run. So whatever the loop does to its loss is done to the penalty.
+        run. So whatever the loop does to its loss is done to the penalty; a loop that passes back
+        another loss than the returned one has no penalty.
 
         To an optimizer, for a penalty on kernels: the gradient is added before every step. It comes
         last, where torch's optimizers add their weight decay: after accumulation, after a
@@ -309,7 +310,12 @@ class Regularizer:
             self._samples.close()
 
     def forget(self) -> None:
-        """Drop what a penalty on feature maps has kept of forward passes."""
+        """Drop what a penalty on feature maps has kept of forward passes.
+
+        Those since the last call are averaged, as a step may need several. Call it where a pass is
+        not to count: a batch skipped before the penalty was asked for, or an evaluation that
+        records gradients.
+        """
         if self._samples is not None:
             self._samples.forget()
 
