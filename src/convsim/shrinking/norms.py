@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,9 @@ def follow_norms_(
     if not several or not _norms(small):
         return
     before, after = (_seen(network, several) for network in (original, small))
+    of_original = _norms(original)
     for name, norm in _norms(small).items():
-        trained = original.get_submodule(name)
+        trained = of_original[name]
         kept = axes.get(AxisKey(name, "channel"), range(trained.num_features))
         index = torch.tensor([*kept], device=norm.running_mean.device)
         (mean_K, variance_K), (old_M, spread_M) = after[name], before[name]
@@ -47,7 +49,7 @@ def follow_norms_(
         norm.running_var.copy_(trained.running_var[index] * wider_K)
 
 
-def _norms(model: nn.Module) -> Mapping[str, _BatchNorm]:
+def _norms(model: nn.Module) -> dict[str, Any]:
     """Find the BatchNorms with statistics of their own."""
     return {
         name: module
