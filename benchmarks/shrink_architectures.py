@@ -50,7 +50,6 @@ NETWORKS = {
     "timm:repvgg_a0": ("RepVGG", 64),
     "timm:ghostnet_100": ("GhostNet", 64),
     "timm:convnext_atto": ("ConvNeXt", 64),
-    "torchvision:alexnet": ("AlexNet", 64),
     "timm:mnasnet_100": ("MnasNet", 64),
     "timm:edgenext_xx_small": ("EdgeNeXt", 64),
     "timm:mobilevit_xxs": ("MobileViT", 64),
@@ -79,6 +78,7 @@ NETWORKS = {
     "timm:cspresnet50": ("CSPNet", 64),
     "timm:mobileone_s0": ("MobileOne", 64),
     "timm:xception41": ("Xception", 64),
+    "torchvision:alexnet": ("AlexNet", 64),
     "timm:vit_tiny_patch16_224": ("ViT", 224),
     "timm:mixer_s32_224": ("MLP-Mixer", 224),
 }

@@ -209,3 +209,64 @@ def test_the_place_is_said_kept_and_checked():
     for threshold in (-0.1, 1.1):
         with pytest.raises(convsim.ConvsimError, match=r"threshold .* \[0, 1\]"):
             report["0"].twins(threshold)
+
+
+def kept_by_least_squares(maps):
+    """Keep the map told worst by those before, each time solved from the samples themselves."""
+    flat = maps.detach().double().transpose(0, 1).flatten(1).T
+    kept = [int(flat.square().sum(0).argmax())]
+    while True:
+        told = torch.linalg.lstsq(flat[:, kept], flat, driver="gelsd").solution
+        lost = (flat - flat[:, kept] @ told).square().sum(0)
+        if lost.sum() <= 0.01 * flat.square().sum():
+            return len(kept)
+        kept.append(int(lost.argmax()))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.3, 1.0])
+def test_spare_maps_are_those_that_least_squares_tells_within_one_percent(noise):
+    reseed()
+    mixed = torch.randn(24, 5, dtype=torch.float64) @ torch.randn(5, 8 * 49, dtype=torch.float64)
+    maps = (mixed + noise * torch.randn_like(mixed)).view(24, 8, 7, 7).transpose(0, 1).relu()
+    maps[:, 3] = 0
+    layer = convsim.measure(Given(24).double(), [maps[:5], maps[5:]], place="reading")["first"]
+    assert layer.spare == 24 - kept_by_least_squares(maps)
+    assert 1 <= layer.spare < 24
+
+
+class Given(nn.Module):
+    """A layer whose maps are given."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(maps, maps, 1, bias=False), nn.Conv2d(maps, 2, 1)
+        nn.init.eye_(self.first.weight.data[:, :, 0, 0])
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES.double()])
+def test_half_of_a_layer_whose_maps_are_doubled_is_spare(images):
+    reseed()
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 2, 1)).to(images.dtype)
+    with torch.no_grad():
+        model[0].weight[:6] = torch.linalg.qr(torch.randn(27, 6))[0].T.view(6, 3, 3, 3)
+        model[0].weight[6:] = model[0].weight[:6] * torch.rand(6, 1, 1, 1)
+        model[0].bias[:] = 0
+    random = torch.randn(8, 3, 9, 9, dtype=images.dtype)
+    report = convsim.measure(model, [random], place="reading")
+    assert report["0"].spare == 6
+    assert convsim.RedundancyReport.from_json(report.to_json())["0"].spare == 6
+    assert report.to_pandas().loc["0", "spare"] == 6
+
+
+def test_nothing_is_said_to_be_spare_where_maps_are_not_read_or_samples_are_few():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 1))
+    images = torch.randn(8, 3, 9, 9)
+    assert convsim.measure(model, [images])["0"].spare is None  # before the activation
+    assert convsim.measure(model, [images], place="reading")["0"].spare > 0
+    assert convsim.measure(model, [images[:5]], place="reading")["0"].spare is None  # 245 pixels
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    assert convsim.measure(model, [images], place="reading")["0"].spare == 63

@@ -221,3 +221,13 @@ def test_what_is_undefined_is_left_out_of_bins_and_comes_last_in_the_order():
     assert_close(bins[0, 1], matrix[[0, 2], 3:6].mean(), terms=9)
     assert bins.isfinite().all()
     assert similarity_order(matrix)[-1] == 1
+
+
+def test_what_is_spare_has_a_column_where_maps_were_read(open_page, report, model, images):
+    read = convsim.measure(model, [images], place="reading")
+    for shown, there in ((report, False), (read, True)):
+        page = open_page(shown.to_html())
+        head = page.locator("#layers thead th").all_inner_texts()
+        assert ("spare" in head) is there
+    cells = page.locator("#layers tbody tr").first.locator("td").all_inner_texts()
+    assert cells[head.index("spare")] == str(read.layers[0].spare)

@@ -112,3 +112,15 @@ def test_pictures_show_the_maps_that_are_gone_and_what_is_told_of_them(tmp_path)
     want = (lost - lost.min()) / (lost.max() - lost.min()) * 255
     assert float((grey - want).abs().max()) <= 0.5 + 1e-3
     assert "pictures" not in shrunk.report.to_json()
+
+
+def test_a_notebook_shows_the_table_with_names_as_text():
+    model, images = network("plain")
+    model.add_module("<b>", torch.nn.Linear(5, 5))
+    shrunk = convsim.shrink(model.eval(), [images], channels=0.5)
+    page = shrunk._repr_html_()
+    assert page == shrunk.report._repr_html_()
+    assert "&lt;b&gt; stays: no layer reads them" in page
+    assert '<td style="text-align:left">&lt;b&gt;</td>' in page
+    after = shrunk.report["0"].channels.after
+    assert f'<td style="text-align:right">8 → {after}</td>' in page

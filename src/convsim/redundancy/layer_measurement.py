@@ -11,7 +11,12 @@ from torch import Tensor
 from convsim.errors import ConvsimError, NonFiniteError
 from convsim.redundancy.examples import ExampleImages, LayerExamples
 from convsim.redundancy.input_autocorrelation import InputAutocorrelation
-from convsim.redundancy.layer_summary import effective_rank, kernel_redundancy, worst_pairs
+from convsim.redundancy.layer_summary import (
+    effective_rank,
+    kernel_redundancy,
+    spare_maps,
+    worst_pairs,
+)
 from convsim.redundancy.pair_statistics import PairStatistics
 from convsim.redundancy.probes import Probe
 from convsim.report.layer_redundancy import HISTOGRAM_BINS, LayerRedundancy
@@ -73,6 +78,7 @@ class LayerMeasurement:
         pairs = pairs[~pairs.isnan()]
         signed = statistics.signed_cosine()
         worst = worst_pairs(matrix, signed, bank)
+        moment = statistics.second_moment()
         return LayerRedundancy(
             name=self.probe.name,
             kind=type(self.probe.module).__name__,
@@ -96,4 +102,5 @@ class LayerMeasurement:
             pictures=self._examples.pictures(worst),
             pooled=statistics.pooled_cosine(),
             rms=statistics.root_mean_square(),
+            spare=None if moment is None else spare_maps(moment, statistics.samples),
         )

@@ -10,13 +10,15 @@ from torch import Tensor
 from convsim.kernels import KernelBank
 from convsim.rank_correlation import rank_correlation
 from convsim.redundancy.input_autocorrelation import energy_by_class
-from convsim.report.layer_redundancy import KernelRedundancy, MapPair
+from convsim.report.layer_redundancy import SPARE_LOSS, KernelRedundancy, MapPair
 from convsim.similarity import Options, bank_matrix, can_vary, filter_norms
 from convsim.similarity.cosine import cosines
 from convsim.strict_json import shortest
 
 _WORST = 8
 _RANKED_PAIRS = 2**17
+_ENOUGH = 4
+"""How many samples of each map there should be for every map, as in shrinking."""
 
 
 def worst_pairs(matrix: Tensor, signed: Tensor, bank: KernelBank | None) -> tuple[MapPair, ...]:
@@ -79,6 +81,42 @@ def kernel_redundancy(
         autocorrelation=autocorrelation,
         energy=None if autocorrelation is None else energy_by_class(autocorrelation, bank),
     )
+
+
+def spare_maps(gram_MM: Tensor, samples: int) -> int | None:
+    """Count the maps that the others tell with `SPARE_LOSS` of the energy of all maps lost.
+
+    Kept is, one after the other, the map of which those before tell least: the pivoted Cholesky
+    factorization of G = E[z zᵀ], whose remainder R = G − G[:,S] G[S,S]⁻¹ G[S,:] has the trace that
+    is lost. At least one map is kept.
+
+    Args:
+        gram_MM: G times any factor, float64.
+        samples: How many samples of z it was taken from.
+
+    Returns:
+        None for fewer than four samples a map, which would be told by whatever is kept.
+
+    Cost: M·K²/2 multiplications for K maps kept.
+    """
+    maps = len(gram_MM)
+    if samples < _ENOUGH * maps:
+        return None
+    left_M = gram_MM.diagonal().clamp_min(0)
+    most = SPARE_LOSS * float(left_M.sum())
+    factor_KM = torch.zeros_like(gram_MM)
+    for kept in range(maps):
+        if kept and float(left_M.sum()) <= most:
+            return maps - kept
+        pivot = int(left_M.argmax())
+        own = float(left_M[pivot])
+        if own == 0:  # of maps that are all zero
+            continue
+        column_M = gram_MM[pivot] - factor_KM[:kept, pivot] @ factor_KM[:kept]
+        factor_KM[kept] = column_M / own**0.5
+        left_M = (left_M - factor_KM[kept].square()).clamp_min(0)
+        left_M[pivot] = 0
+    return 0
 
 
 def effective_rank(gram_MM: Tensor) -> float:

@@ -66,7 +66,8 @@ def measure(
         place: Where maps are compared: "convolution", as they leave their convolution, before
             normalization and activation; or "reading", as the next layer reads them: after the
             normalization and activation that follow, before any sum, concatenation or pooling. Only
-            at "reading" do twins show what can be dropped (`LayerRedundancy.twins`).
+            at "reading" do twins show what can be dropped (`LayerRedundancy.twins`), and `spare`
+            how much.
 
     Returns:
         The report. Sums are kept in float64, so neither the split into batches nor the order
@@ -79,9 +80,9 @@ def measure(
         NonFiniteError: If a feature map holds NaN or infinity; names the layer.
 
     Cost: the forward passes, and M²·P/2 multiplications for each image and layer; then M³ by layer
-    for the effective rank, and C²·P products for each example image and lag of a kernel. Memory: a
-    batch, a copy of the weights, 16 M² bytes by layer, and 576 M for each example image, however
-    many images there are.
+    for the effective rank and what can go, and C²·P products for each example image and lag of a
+    kernel. Memory: a batch, a copy of the weights, 16 M² bytes by layer, and 576 M for each example
+    image, however many images there are.
 
     Example:
         >>> import torch

@@ -29,6 +29,7 @@ class PairStatistics:
     Attributes:
         images: How many images were added, without those that are left out.
         pixels: The most pixels a map had.
+        samples: How many pixels were seen of each map, over all those images.
         live: (M,) bool, whether a map was other than zero on any image.
 
     Args:
@@ -49,7 +50,7 @@ class PairStatistics:
         maps, device = len(self.live), self.live.device
         # MPS has no float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
-        self.images = 0
+        self.images = self.samples = 0
         self._varying = torch.zeros_like(self.live)
         self._absolute_MM = torch.zeros(maps, maps, dtype=exact, device=device)
         self._signed_MM = torch.zeros_like(self._absolute_MM)
@@ -79,6 +80,7 @@ class PairStatistics:
         ):
             self._add_chunk(chunk_NMP, chunk_NM1)
         self.images += count
+        self.samples += count * pixels
         self.pixels = max(self.pixels, pixels)
         return True
 
@@ -138,14 +140,18 @@ class PairStatistics:
         """Return the mean over images of the cosine: the Gram matrix of the unit maps."""
         return self._mean(self._signed_MM)
 
+    def second_moment(self) -> Tensor | None:
+        """Return ⟨F_i, F_j⟩ over all pixels of an image, mean over images; None unless summed."""
+        return None if self._pooled_MM is None else self._mean(self._pooled_MM)
+
     def pooled_cosine(self) -> Tensor | None:
         """Return ⟨F_i, F_j⟩ / (‖F_i‖‖F_j‖), each map one vector over all pixels and images.
 
         (M, M), float32, on the CPU, NaN as in `absolute_cosine`; None unless it is summed.
         """
-        if self._pooled_MM is None:
+        gram_MM = self.second_moment()
+        if gram_MM is None:
             return None
-        gram_MM = self._mean(self._pooled_MM)
         norm_M = gram_MM.diagonal().clamp_min(0).sqrt()
         norm_M = torch.where(norm_M > 0, norm_M, 1)
         undefined_MM = self.absolute_cosine().isnan()
@@ -154,9 +160,10 @@ class PairStatistics:
 
     def root_mean_square(self) -> Tensor | None:
         """Return each map's root mean square norm over images: (M,) float32; None likewise."""
-        if self._pooled_MM is None:
+        gram_MM = self.second_moment()
+        if gram_MM is None:
             return None
-        return self._mean(self._pooled_MM).diagonal().clamp_min(0).sqrt().float()
+        return gram_MM.diagonal().clamp_min(0).sqrt().float()
 
     def correlation(self) -> float:
         """Return the mean over images and pairs of the absolute correlation, NaN without pairs."""

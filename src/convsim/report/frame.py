@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _OF_MAPS = (
     "name", "kind", "filters", "pixels", "similarity", "correlation", "effective_rank", "dead",
+    "spare",
 )  # fmt: skip
 _OF_KERNELS = ("mean_cosine", "mean_similarity", "bound")
 

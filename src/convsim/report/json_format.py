@@ -98,6 +98,7 @@ def _layer_to_json(layer: LayerRedundancy) -> Object:
         "matrix": _triangle_to_json(layer.matrix),
         "pooled": None if layer.pooled is None else _triangle_to_json(layer.pooled),
         "rms": None if layer.rms is None else _tensor_to_json(layer.rms),
+        "spare": layer.spare,
         "kernels": None if kernels is None else {
             "groups": kernels.groups,
             **{name: _number(getattr(kernels, name)) for name in _KERNEL_NUMBERS},
@@ -185,6 +186,7 @@ class _Reader:
             matrix=self.triangle(content["matrix"], filters),
             pooled=self._if_any(content, "pooled", lambda x: self.triangle(x, filters)),
             rms=self._if_any(content, "rms", lambda x: self.tensor(x, torch.float32, (filters,))),
+            spare=None if content.get("spare") is None else _count(content["spare"]),
             kernels=None if kernels is None else self.kernels(kernels, filters),
             pictures=None if pictures is None else Pictures(
                 self.tensor(pictures["maps"], torch.uint8, (None, len(worst), 2, None, None)),

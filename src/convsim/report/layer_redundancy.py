@@ -11,6 +11,8 @@ from torch import Tensor
 from convsim.errors import ConvsimError
 
 HISTOGRAM_BINS = 20
+SPARE_LOSS = 0.01
+"""The share of the energy of a layer's maps that may be lost with `LayerRedundancy.spare`."""
 INPUT_CLASSES = ("white", "common", "matched")
 """Of inputs, each within the next: the keys of `KernelRedundancy.energy`."""
 
@@ -148,6 +150,11 @@ class LayerRedundancy:
             vector over all pixels and images; NaN where undefined. None unless maps were compared
             where the next layer reads them.
         rms: (filters,) float32, each map's root mean square norm over images; None likewise.
+        spare: How many maps can go so that at most 1 % of the energy of all, over pixels and
+            images, is lost when those that stay tell the others, linearly and pixel by pixel: which
+            layers to shrink first, before `convsim.shrink` weighs each loss by what the
+            layers that read the maps make of it. None likewise, and for fewer than four pixels,
+            over all images, for every map.
     """
 
     name: str
@@ -165,6 +172,7 @@ class LayerRedundancy:
     pictures: Pictures | None = field(repr=False, compare=False)
     pooled: Tensor | None = field(default=None, repr=False, compare=False)
     rms: Tensor | None = field(default=None, repr=False, compare=False)
+    spare: int | None = None
 
     def duplicates(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
         """List the pairs of maps whose mean absolute cosine is at least `threshold`.

@@ -101,6 +101,7 @@ def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:
             for name in ("similarity", "correlation", "effective_rank")
         },
         "twins": alike(layer),
+        "spare": layer.spare,
         "unrelated": _number(unrelated(max(1, layer.pixels))),
         "bins": len(binned(layer.matrix, bins)),
         "width": -(-len(layer.matrix) // bins),

@@ -30,6 +30,7 @@ DETAILS = (
     "bound: the certificate's bound on |cosine|, which tells nothing from 1 on."
 )
 _HEAD = ("layer", "maps", "rank", "similarity", "shape", "{pairs}", "dead")
+_SPARE = "spare: how many maps can go at 1 % of error, told by the others (their energy's loss)"
 _PAIRS = {
     "reading": ("twins", "twins: pairs of which one can be folded into the other"),
     "convolution": ("alike", "alike: pairs at 0.95 or more, of either sign"),
@@ -100,6 +101,13 @@ def report_grid(report: ModelRedundancy, *, verbose: bool = False) -> Grid:
     head: tuple[str, ...] = tuple(word.format(pairs=name) for word in _HEAD)
     rows = [_row(layer) for layer in report]
     notes = [verdict(report), report.origin, NOTE.format(pairs=pairs)]
+    if report.place == "reading":
+        head += ("spare",)
+        rows = [
+            (*row, "–" if layer.spare is None else str(layer.spare))
+            for row, layer in zip(rows, report, strict=True)
+        ]
+        notes.append(f"{_SPARE}.")
     if verbose:
         head += _OF_KERNELS
         rows = [row + _of_kernels(layer) for row, layer in zip(rows, report, strict=True)]

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convsim.shrinking.changes import NetworkChange
+from convsim.shrinking.table import shrink_grid
 from convsim.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class ShrinkReport(NetworkChange):
 
         return shrink_page(self)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         """Show it as a table (needs the extra ``report``)."""
-        from convsim.shrinking.table import shrink_table  # noqa: PLC0415 - needs rich
+        return shrink_grid(self).rich()
 
-        return shrink_table(self)
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return shrink_grid(self).html()
 
 
 def _plain(value: Any) -> Any:

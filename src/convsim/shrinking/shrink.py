@@ -27,6 +27,7 @@ from convsim.shrinking.calibration import calibration_batches, device_of, requir
 from convsim.shrinking.channels import Group, cut_, kept_axes
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.groups import LeftWhole
+from convsim.shrinking.norms import follow_norms_
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
 from convsim.shrinking.road import Road
@@ -58,6 +59,10 @@ class Shrunk:
     report: ShrinkReport
     plan: Plan
     left: tuple[LeftWhole, ...]
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook."""
+        return self.report._repr_html_()
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), plan and report (JSON) into a folder, which is made.
@@ -115,7 +120,9 @@ def shrink(
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
-        in_sequence: Whether to fit the layers one after the other, after W·A.
+        in_sequence: Whether to fit the layers one after the other, after W·A. If not, statistics of
+            BatchNorms follow what they read of the calibration images, in one pass of either
+            network; the fit leaves nothing for them to make up for.
         progress: Called as the layers are fitted.
 
     Returns:
@@ -154,8 +161,10 @@ def shrink(
     small = copy.deepcopy(original)
     _compensate_(small, found, kept)
     cut_(small, axes)
-    road = Road(small, inputs, ())
-    if in_sequence:
+    if not in_sequence:
+        follow_norms_(small, original, axes, inputs)
+        road = Road(small, inputs, ())
+    else:
         road = solve_in_sequence_(
             small, original, axes, found.fates, inputs, per_image=found.positions,
             positions=positions, ridge=_RIDGE, progress=progress,

@@ -1,41 +1,38 @@
-"""The report of a shrinking as a table in the terminal."""
+"""The report of a shrinking as a table, for the terminal and for a notebook."""
 
 from __future__ import annotations
 
 import math
 
-from rich.table import Table
-from rich.text import Text
-
+from convsim.report.table import Grid
 from convsim.shrinking.changes import Before, NetworkChange
 from convsim.visible import visible
 
 
-def shrink_table(report: NetworkChange) -> Table:
-    """Make a table with one row a layer and the whole network below."""
-    table = Table(
-        title=f"{visible(report.model)}, shrunk on {report.images} images",
-        caption=(
-            f"outputs differ by {_percent(report.output_error)} of their variance on the "
-            "calibration images"
-        ),
-    )
-    table.add_column("layer")
-    for head in ("channels", "parameters", "multiplications", "error"):
-        table.add_column(head, justify="right")
-    table.add_column("note")
-    for layer in report.layers:
-        table.add_row(
-            Text(visible(layer.name)),
+def shrink_grid(report: NetworkChange) -> Grid:
+    """Lay the report out: one row a layer, the whole network last, and why layers stayed below."""
+    rows = [
+        (
+            layer.name or "(model)",
             _change(layer.channels),
             _change(layer.parameters),
             _change(layer.macs),
             "" if math.isnan(layer.error) else _percent(layer.error),
-            Text(visible(layer.reason)),
         )
-    table.add_section()
-    table.add_row("all", "", _change(report.parameters), _change(report.macs), "", "")
-    return table
+        for layer in report.layers
+    ]
+    rows.append(("all", "", _change(report.parameters), _change(report.macs), ""))
+    notes = [
+        f"Outputs differ by {_percent(report.output_error)} of their variance on the calibration "
+        "images."
+    ]
+    notes += [f"{visible(one.name)} stays: {one.reason}." for one in report.layers if one.reason]
+    return Grid(
+        f"{report.model}, shrunk on {report.images:,} images",
+        ("layer", "channels", "parameters", "multiplications", "error"),
+        rows,
+        "\n".join(notes),
+    )
 
 
 def _change(count: Before) -> str:

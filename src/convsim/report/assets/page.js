@@ -49,6 +49,8 @@ const COLUMNS = [
   ["rank", (x) => text(x.effective_rank, 1), "How many directions the maps use (effective rank)", true, false],
   [last.pairs, (x) => x.twins, last.pairs === "twins" ?
     "Pairs of which one can be folded into the other" : "Pairs with similarity of 0.95 or more, of either sign", true, false],
+  ...(last.pairs === "twins" ? [["spare", (x) => x.spare === null ? "–" : x.spare,
+    "How many maps can go at 1 % of error, told linearly by the others: which layers to shrink first", true, false]] : []),
   ["dead", (x) => x.dead, "Maps that are zero on every image", true, false],
   ["shape", (x) => text(x.correlation), "Similarity less each map's mean (correlation)", true, false],
   ["type", (x) => x.kind, "The layer's type", false, true],
