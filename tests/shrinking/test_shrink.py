@@ -1,5 +1,6 @@
 """Shrinking whole networks."""
 
+import copy
 import sys
 
 import pytest
@@ -167,6 +168,28 @@ def test_fitting_in_sequence_loses_less():
         for how in (True, False)
     ]
     assert errors[0] < errors[1]
+
+
+def test_statistics_of_norms_are_the_originals_and_estimating_them_anew_loses_more():
+    model, images = network("depthwise")
+    images, fresh = images[:200], torch.randn(200, 3, 8, 8)
+    shrunk = convsim.shrink(model, [images], channels=0.6, positions=ALL)
+    anew = copy.deepcopy(shrunk.model)
+    for norm in anew.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+    with torch.no_grad():
+        anew(images)
+        anew.eval()
+        want = model(fresh)
+        errors = [float((net(fresh) - want).square().mean()) for net in (shrunk.model, anew)]
+    assert errors[0] < errors[1] / 1.5
+    smaller, bare = (dict(net.named_buffers()) for net in (shrunk.model, shrunk.plan.apply(model)))
+    variances = [key for key in bare if key.endswith("running_var")]
+    assert variances
+    assert all(torch.equal(smaller[key], bare[key]) for key in variances)
 
 
 def test_compensation_alone_for_channels_that_somebody_else_chose():
