@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 
 import pytest
 import torch
@@ -266,6 +267,17 @@ class Overflow(nn.Module):
         return (x * 1e30).exp()
 
 
+class Hidden(nn.Module):
+    """Maps that overflow, which the outputs do not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.two((self.one(x) * 1e30).exp()).nan_to_num(0, 1, -1)
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -290,6 +302,9 @@ BAD_INPUT = {
     "infinite maps": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Overflow(), nn.Conv2d(4, 2, 3)),
         None, GOOD, "outputs hold NaN or infinite",
+    ),
+    "infinite maps that the outputs hide": (
+        Hidden, None, GOOD, "'two' read a map with NaN or infinite",
     ),
     "no target": ("plain", None, {}, "one target.*got none"),
     "two targets": ("plain", None, {"channels": 0.5, "macs": 0.5}, "channels and macs"),
@@ -328,14 +343,19 @@ def test_bad_input_is_refused_with_the_rule_and_the_remedy(case):
         convsim.shrink(built, images, **options)
 
 
-def test_a_quantized_model_is_refused():
-    class Packed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
 
-    with pytest.raises(convsim.ConvsimError, match="quantized"):
-        convsim.shrink(Packed(), [torch.randn(2, 3)], channels=0.5)
+
+def test_a_quantized_model_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        linear = torch.ao.nn.quantized.dynamic.Linear(8, 2)  # as quantize_dynamic puts it in
+    for model in (nn.Sequential(nn.Linear(3, 8), linear), Packed()):
+        with pytest.raises(convsim.ConvsimError, match=r"quantized.*Shrink the model first"):
+            convsim.shrink(model, [torch.randn(2, 3)], channels=0.5)
 
 
 def test_a_missing_torch_pruning_names_the_install_command(monkeypatch):
