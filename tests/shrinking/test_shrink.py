@@ -1,6 +1,7 @@
 """Shrinking whole networks."""
 
 import copy
+import math
 import sys
 import warnings
 
@@ -112,8 +113,12 @@ def test_in_random_networks_planted_twins_go_and_budgets_are_kept(data):
         model.train()(images)
     model.eval()
     groups, _ = channel_groups(model, images[:2])
+    assert verified(model, groups, images[:2])[1] == []
     plant_twins_(model, groups)
     shrunk = convsim.shrink(model, [images], channels=0.5, uniformly=True, positions=ALL)
+    for group in groups:
+        kept = shrunk.plan.axes[group.producers[0].key]
+        assert len(kept) == math.ceil(len(group.units) / 2) * len(group.units[0])
     with torch.no_grad():
         scale = float(model(images).abs().max())
         torch.testing.assert_close(
@@ -124,6 +129,10 @@ def test_in_random_networks_planted_twins_go_and_budgets_are_kept(data):
     count = sum(p.numel() for p in smaller.model.parameters())
     assert count <= share * sum(p.numel() for p in model.parameters())
     assert smaller.report.parameters.after == count
+    rebuilt = smaller.plan.apply(model)
+    rebuilt.load_state_dict(smaller.model.state_dict())
+    assert torch.equal(rebuilt(images), smaller.model(images))
+    assert smaller.model(images).isfinite().all()
 
 
 def test_the_original_is_untouched_and_the_smaller_one_takes_its_modes():
