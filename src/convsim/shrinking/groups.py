@@ -103,7 +103,7 @@ def _reshapes_uncounted() -> Iterator[None]:
     Its 1.6.1 does so after three shuffles of channels in a row. Groups that go through the reshape
     are then mistaken, if at all followed, which the check against zeroed channels finds.
     """
-    mapping = importlib.import_module("torch_pruning.dependency.index_mapping")
+    mapping: Any = importlib.import_module("torch_pruning.dependency.index_mapping")
     update = mapping.update_reshape_index_mapping
 
     def try_to_update(graph: Any, node: Any) -> None:
