@@ -59,8 +59,9 @@ class Case:
         """Train the network in the lab, or take it from its folder."""
         options = self.options
         recipe = Recipe(
-            model=options.model, width=int(options.width) if options.width else None, epochs=options.epochs,
-            lr=0.1, weight_decay=5e-4, augment=True, precision=options.precision,
+            model=options.model, width=int(options.width) if options.width else None,
+            epochs=options.epochs, lr=0.1, weight_decay=5e-4, augment=True,
+            precision=options.precision,
         )  # fmt: skip
         folder = options.runs / f"{self.name}-{options.epochs}-{self.seed}"
         model, _ = train(Run(parse_method("none"), self.seed, recipe, self.data), folder)

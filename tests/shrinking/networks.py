@@ -62,6 +62,22 @@ class Halves(nn.Module):
         return first.relu() + second.relu()
 
 
+class Shuffled(nn.Module):
+    """A unit of ShuffleNet v2: a branch on half of the maps, then both halves shuffled."""
+
+    def __init__(self, maps):
+        super().__init__()
+        half = maps // 2
+        self.branch = nn.Sequential(
+            nn.Conv2d(half, 6, 1), nn.ReLU(), nn.Conv2d(6, half, 3, padding=1), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, read = x.chunk(2, 1)
+        y = torch.cat([kept, self.branch(read)], 1)
+        return y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
 class FlattenedAfterPermute(nn.Module):
     def __init__(self):
         super().__init__()

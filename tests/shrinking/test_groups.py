@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import NETWORKS, FlattenedAfterPermute, Halves, Residual, network
+from networks import NETWORKS, FlattenedAfterPermute, Halves, Residual, Shuffled, network
 from torch import nn
 
 from convsim.shrinking.channels import cut_, kept_axes
@@ -60,6 +60,16 @@ def test_a_group_that_the_graph_mistakes_is_refuted():
     assert not sound
     assert [group.name for group, _ in refuted] == ["conv"]
     assert "differs from zeroing" in refuted[0][1]
+
+
+def test_branches_are_found_between_shuffles_of_channels():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Shuffled(8) for _ in range(3)))
+    model.append(nn.Conv2d(8, 2, 1)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    groups, left = channel_groups(model, images)
+    sound, _ = verified(model, groups, images)
+    assert {f"{n}.branch.0" for n in (1, 2, 3)} <= {group.name for group in sound}
+    assert "0" in {one.layer for one in left} | {group.name for group in sound}
 
 
 def test_one_wrong_group_among_many_is_the_only_one_refuted():

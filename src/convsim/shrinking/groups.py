@@ -7,8 +7,10 @@ taken apart into axes here; cutting and checking them needs it no more.
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +62,11 @@ def channel_groups(model: nn.Module, inputs: Tensor) -> tuple[list[Group], list[
         ConvsimError: If Torch-Pruning cannot trace the network at all.
     """
     pruning = require("torch_pruning", "shrink")
+    with _reshapes_uncounted():
+        return _read(pruning, model, inputs)
+
+
+def _read(pruning: Any, model: nn.Module, inputs: Tensor) -> tuple[list[Group], list[LeftWhole]]:
     traced = copy.deepcopy(model).eval().requires_grad_(True)
     calls: dict[nn.Module, int] = {}
     handles = [
@@ -87,6 +94,27 @@ def channel_groups(model: nn.Module, inputs: Tensor) -> tuple[list[Group], list[
         for handle in handles:
             handle.remove()
     return _Reader(traced, graph, calls).read()
+
+
+@contextmanager
+def _reshapes_uncounted() -> Iterator[None]:
+    """Let Torch-Pruning go on where it divides by the channels of a reshape, having counted none.
+
+    Its 1.6.1 does so after three shuffles of channels in a row. Groups that go through the reshape
+    are then mistaken, if at all followed, which the check against zeroed channels finds.
+    """
+    mapping: Any = importlib.import_module("torch_pruning.dependency.index_mapping")
+    update = mapping.update_reshape_index_mapping
+
+    def try_to_update(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            update(graph, node)
+
+    mapping.update_reshape_index_mapping = try_to_update
+    try:
+        yield
+    finally:
+        mapping.update_reshape_index_mapping = update
 
 
 class _Reader:

@@ -102,6 +102,11 @@ def shrink(
     residual block to the sum, so that it makes up for what the shortcut lost. The linear dependence
     of maps is also what LinDeps (2025) rests on.
 
+    In sequence, a BatchNorm keeps the original's statistics, except for the constants that go into
+    its mean: every layer is fitted to what the original puts out, so those are the statistics aimed
+    at. What is fitted has the same mean and varies less, by what cannot be told. Re-estimated
+    statistics would stretch it to the full variance, away from what later layers were fitted to.
+
     Give one target, a share to keep of the whole network; with `channels`, of those that can go.
 
     Args:
