@@ -122,6 +122,10 @@ def test_in_random_networks_planted_twins_go_and_budgets_are_kept(data):
     model.eval()
     groups, _ = channel_groups(model, images[:2])
     assert verified(model, groups, images[:2])[1] == []
+    if not groups:  # Torch-Pruning cannot follow what is concatenated twice and flattened
+        with pytest.raises(convsim.ConvsimError, match="No channel of the model"):
+            convsim.shrink(model, [images], channels=0.5)
+        return
     plant_twins_(model, groups)
     shrunk = convsim.shrink(model, [images], channels=0.5, uniformly=True, positions=ALL)
     for group in groups:
@@ -222,15 +226,15 @@ def test_compensation_alone_for_channels_that_somebody_else_chose():
     assert (got - want).square().mean() < (bare - want).square().mean() / 2
 
 
-def test_the_split_into_batches_hardly_matters():
-    model, images = network("plain")
+def test_the_split_into_batches_does_not_matter():
+    model, images = network("plain", torch.float64)
     one, many = (
         convsim.shrink(
             model, images.split(n), channels=0.5, positions=ALL, in_sequence=False
         ).model(images)
         for n in (256, 50)
     )
-    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one, many, rtol=0, atol=1e-9)
 
 
 def test_a_second_run_gives_the_same_and_draws_nothing_from_the_global_generator():

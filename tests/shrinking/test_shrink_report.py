@@ -124,3 +124,22 @@ def test_a_notebook_shows_the_table_with_names_as_text():
     assert '<td style="text-align:left">&lt;b&gt;</td>' in page
     after = shrunk.report["0"].channels.after
     assert f'<td style="text-align:right">8 → {after}</td>' in page
+
+
+def test_a_shrunk_network_says_in_a_sentence_what_it_cost_and_writes_its_page(tmp_path):
+    model, images = network("plain")
+    shrunk = convsim.shrink(model, [images], parameters=0.5)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, shrunk.model))
+    assert str(shrunk).startswith(f"Sequential: {before:,} → {after:,} parameters; ")
+    shrunk.report.save_html(tmp_path / "new" / "page.html")
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == shrunk.report.to_html()
+
+
+def test_swapped_arguments_and_a_file_in_the_folders_place_are_told(tmp_path):
+    model, images = network("plain")
+    with pytest.raises(convsim.ConvsimError, match=r"load_shrunk\(model, folder\)"):
+        convsim.load_shrunk("folder", model)
+    shrunk = convsim.shrink(model, [images], parameters=0.5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(convsim.ConvsimError, match="is a file"):
+        shrunk.save(tmp_path / "file")

@@ -101,7 +101,6 @@ class Regularizer:
         self._samples = self._watch(modules_of(model, self._able))
         self._handles: list[RemovableHandle] = []
         self._warned = False
-        self._adds_itself = False
         if self._samples is None and self._coefficient.automatic:
             self._refuse_auto()
         self._warn_of_few()
@@ -125,8 +124,12 @@ class Regularizer:
     def __call__(self) -> Tensor:
         """Compute coefficient · penalty, a differentiable scalar on the first layer's device.
 
-        Attached to an optimizer, which adds the gradient itself, it is detached: to look at.
+        Of an attached regularizer, which adds the gradient itself, it is detached: to look at.
         """
+        value = self._weighted()
+        return value.detach() if self._handles else value
+
+    def _weighted(self) -> Tensor:
         if self._coefficient.pending and self._samples is None:
             raise ConvsimError(
                 'coefficient="auto" is found from the gradient of the loss, which loss + '
@@ -141,8 +144,7 @@ class Regularizer:
         coefficient = self.coefficient
         if self._coefficient.pending:  # 0, with a gradient to be weighed
             return value - value.detach()
-        value = value * coefficient
-        return value.detach() if self._adds_itself else value
+        return value * coefficient
 
     def _values(self, layers: list[ConvLayer]) -> dict[str, Tensor]:
         """Compute the penalty of each layer that has one: a skipped layer has no maps."""
@@ -267,13 +269,13 @@ class Regularizer:
             handles.append(after_every_step(optimizer, self.step))
         self._detach()
         self._take_place_in(target)
-        self._handles, self._adds_itself = handles, optimizer is target
+        self._handles = handles
         return self
 
     def of_new_maps(self) -> Tensor | None:
         """Compute the penalty; None if it needs maps and the layers have put out no new ones."""
         if self._samples is None or self._samples.fresh:
-            return self()
+            return self._weighted()
         if not self._samples.ran and not self._warned:
             self._warned = True
             warnings.warn(
@@ -298,7 +300,7 @@ class Regularizer:
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._adds_itself = [], False
+        self._handles = []
 
     def remove(self) -> None:
         """Leave what it is attached to, and stop looking at the model's forward passes.
@@ -415,7 +417,7 @@ class Regularizer:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what looks at this very model: a copy looks at its own."""
         watched = self._samples.modules if self._samples is not None else ()
-        return vars(self) | {"_samples": watched, "_handles": [], "_adds_itself": False}
+        return vars(self) | {"_samples": watched, "_handles": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from convsim.errors import DataError, require
+from convsim.errors import ConvsimError, DataError, WriteError, require
 from convsim.shrinking.plan import Plan, require_axes
 
 WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.json"
@@ -19,6 +19,8 @@ def save_network(model: nn.Module, plan: Plan, folder: Path) -> None:
         MissingExtraError: If safetensors is not installed.
     """
     files = require("safetensors.torch", "shrink")
+    if folder.exists() and not folder.is_dir():
+        raise WriteError(f"{folder} is a file. Give a folder, which is made if there is none.")
     folder.mkdir(parents=True, exist_ok=True)
     # Cloned, because tensors that share memory are refused.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in _state(model)}
@@ -39,7 +41,8 @@ def load_shrunk(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Raises:
         DataError: If a file is missing or damaged, or the weights are another network's.
-        ConvsimError: If the plan was made for another network.
+        ConvsimError: If the plan was made for another network, or the arguments are no model and
+            folder.
         MissingExtraError: If safetensors is not installed.
 
     Example:
@@ -54,6 +57,11 @@ def load_shrunk(model: nn.Module, folder: str | Path) -> nn.Module:
         ...     load_shrunk(network(), folder)[0].out_channels
         4
     """
+    if not isinstance(model, nn.Module) or not isinstance(folder, str | Path):
+        raise ConvsimError(
+            "load_shrunk(model, folder) takes the original network, then the folder; got "
+            f"{type(model).__name__} and {type(folder).__name__}."
+        )
     folder = Path(folder)
     plan_file = folder / PLAN
     if not plan_file.is_file():

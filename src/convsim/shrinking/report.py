@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convsim.report.html import save_page
 from convsim.shrinking.changes import NetworkChange
 from convsim.shrinking.table import shrink_grid
 from convsim.version import __version__
@@ -33,6 +35,17 @@ class ShrinkReport(NetworkChange):
         from convsim.shrinking.page import shrink_page  # noqa: PLC0415 - needed here alone
 
         return shrink_page(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write `to_html` to a file, whose folder is made."""
+        save_page(self.to_html(), path)
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return (
+            f"{self.parameters.before:,} → {self.parameters.after:,} parameters; "
+            f"{self.output_error:.2%} of the outputs' variance lost on the calibration images."
+        )
 
     def __rich__(self) -> Group:
         """Show it as a table (needs the extra ``report``)."""

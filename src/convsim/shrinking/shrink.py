@@ -27,7 +27,6 @@ from convsim.shrinking.calibration import calibration_batches, device_of, requir
 from convsim.shrinking.channels import Group, cut_, kept_axes
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.groups import LeftWhole
-from convsim.shrinking.norms import follow_norms_
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
 from convsim.shrinking.road import Road
@@ -59,6 +58,10 @@ class Shrunk:
     report: ShrinkReport
     plan: Plan
     left: tuple[LeftWhole, ...]
+
+    def __str__(self) -> str:
+        """Say what came of it in a sentence."""
+        return f"{type(self.model).__name__}: {self.report}"
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook."""
@@ -125,9 +128,7 @@ def shrink(
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
-        in_sequence: Whether to fit the layers one after the other, after W·A. If not, statistics of
-            BatchNorms follow what they read of the calibration images, in one pass of either
-            network; the fit leaves nothing for them to make up for.
+        in_sequence: Whether to fit the layers one after the other, after W·A.
         progress: Called as the layers are fitted.
 
     Returns:
@@ -166,10 +167,8 @@ def shrink(
     small = copy.deepcopy(original)
     _compensate_(small, found, kept)
     cut_(small, axes)
-    if not in_sequence:
-        follow_norms_(small, original, axes, inputs)
-        road = Road(small, inputs, ())
-    else:
+    road = Road(small, inputs, ())
+    if in_sequence:
         road = solve_in_sequence_(
             small, original, axes, found.fates, inputs, per_image=found.positions,
             positions=positions, ridge=_RIDGE, progress=progress,

@@ -89,15 +89,17 @@ def run_demo(folder: Path, progress: Progress, *, seeds: int = SEEDS) -> Demo:
     )
     progress("look at it", 0, 1)
     report = measure_on(model, data.to_measure(256))
-    smaller = []
-    for done, share in enumerate(SHARES):
-        progress("shrink it", done, len(SHARES))
+    progress("look at it", 1, 1)
+    smaller: list[Smaller] = []
+    for share in SHARES:
+        progress("shrink it", len(smaller), len(SHARES))
         smaller.append(_shrunk(model, data, share))
+    progress("shrink it", len(SHARES), len(SHARES))
     jobs = min(4, os.cpu_count() or 1)
     records = compare(
         data, SHORT, [parse_method(name) for name in METHODS], range(seeds), folder / "training",
         jobs=jobs,
-        report=lambda run, done, total: progress(f"train {run.method.name}", done, total),
+        report=lambda run, done, total: progress("train with and without", done, total),
     )  # fmt: skip
     return Demo(
         data, report, sum(p.numel() for p in model.parameters()),
