@@ -9,6 +9,7 @@ import memory
 import mutants
 import processors
 import pytest
+import record
 import torch
 
 import convsim
@@ -73,3 +74,13 @@ def test_every_pair_of_instruction_set_thread_count_and_seed_is_run():
     for one, other in combinations(range(3), 2):
         pairs = {(setting[one], setting[other]) for setting in settings}
         assert pairs == {*product(choices[one], choices[other])}
+
+
+def test_the_last_full_run_was_green_on_every_instruction_set():
+    lines = record.Record("processors").lines
+    status = {
+        tuple(line[name] for name in processors.Setting._fields): line["status"]
+        for line in lines
+        if line["source"] == lines[-1]["source"]
+    }
+    assert status == dict.fromkeys(processors.settings([*processors.LIMITS]), 0)
