@@ -68,26 +68,24 @@ def _demo() -> tuple[list[tuple[str, ...]], str]:
 
 def _shrunk() -> list[tuple[str, ...]]:
     """Return a row a network: at a quarter of the parameters, beside the best criterion."""
-    records = [
-        record for record in read_records(SHRUNK)
-        if (record["kind"], record["share"]) == ("parameters", SHARE)
-    ]  # fmt: skip
+    records = sorted(read_records(SHRUNK), key=lambda record: int(record["seed"]))
+
+    def scores(network: str, method: str, score: str) -> list[float]:
+        place = (network, method, "parameters", SHARE)
+        return [
+            float(r[score]) for r in records
+            if (r["model"], r["method"], r["kind"], r["share"]) == place
+        ]  # fmt: skip
+
     rows = []
     for network, name in NETWORKS.items():
-        scores: dict[str, list[float]] = {}
-        for record in sorted(records, key=lambda one: int(one["seed"])):
-            if record["model"] == network:
-                own = record["method"] == "convsim, one budget"
-                score = float(record["bare" if own else "reestimated"])
-                scores.setdefault(record["method"], []).append(score)
-                scores.setdefault("whole", [])
-                if own:
-                    scores["whole"].append(float(record["original"]))
-        if "convsim, one budget" in scores:
-            best = max((scores[one] for one in CRITERIA), key=fmean)
-            before = f"{100 * fmean(scores['whole']):.1f}"
-            label = f"shrink, CIFAR-10, {name} of {before} %, to {SHARE:.0%} of the parameters"
-            rows.append(_trained(label, scores["convsim, one budget"], best))
+        if ours := scores(network, "convsim, one budget", "bare"):
+            best = max((scores(network, one, "reestimated") for one in CRITERIA), key=fmean)
+            before = 100 * fmean(scores(network, "convsim, one budget", "original"))
+            share = f"{100 * SHARE:.0f} % of the parameters"
+            rows.append(
+                _trained(f"shrink, CIFAR-10, {name} of {before:.1f} %, to {share}", ours, best)
+            )
     return rows
 
 
