@@ -104,9 +104,7 @@ def page(records: list[dict[str, Any]]) -> str:
         f"**{fell['recommended']}** with its own coefficient, 1, and for {fell['plain']} without "
         "it.",
         "",
-        "Where it rises, the task seems to raise it, and to outweigh it: two of these were tried "
-        "without the task's loss; twenty steps brought mobilenetv4_conv_small_050 from 0.049 to "
-        "0.037 and ghostnet_050 from 0.058 to 0.046.",
+        "Why it rises where it does is not on record.",
         "",
         "| network | without: first 5 steps | last 5 | with: first 5 | last 5 | falls with it |",
         "|---|---:|---:|---:|---:|---|",
