@@ -73,19 +73,13 @@ def test_the_cost_of_a_module_outside_all_groups_is_fixed():
     assert cost.fixed == 4 + 4 * 2 * 9 + 2
 
 
-def balanced(errors, most, multiple=1):
-    units = len(errors[0]) - 1
-    groups = [Group((), tuple((c,) for c in range(units))) for _ in errors]
-    multiples = [multiple] * len(errors)
-    own, by_error = (
-        choose(torch.tensor(errors, dtype=torch.float64).unbind(), *more, multiple_of=multiples)
-        for choose, more in (
-            (lambda e, c, m, multiple_of: balance(e, groups, c, m, multiple_of=multiple_of),
-             (quadratic(units, len(errors)), most)),
-            (allocate, (quadratic(units, len(errors)), most)),
-        )
-    )  # fmt: skip
-    return own, by_error
+def balanced(losses, most, multiple=1):
+    """Return what `balance` keeps, and what `allocate` does."""
+    errors, units = torch.tensor(losses, dtype=torch.float64).unbind(), len(losses[0]) - 1
+    groups = [Group((), tuple((c,) for c in range(units)))] * len(losses)
+    budget = {"cost": quadratic(units, len(losses)), "most": most}
+    budget["multiple_of"] = [multiple] * len(losses)
+    return balance(errors, groups, **budget), allocate(errors, **budget)
 
 
 def test_what_loses_much_less_than_an_even_share_is_kept():

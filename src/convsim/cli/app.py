@@ -255,7 +255,7 @@ def demo_command(
         Path, typer.Option("--out", file_okay=False, help="Where the results go.")
     ] = Path("demo"),
 ) -> None:
-    """See a network's redundancy, shrink it, and train with and without: two minutes."""
+    """See a network's redundancy, shrink it, train with and without the penalty: two minutes."""
     from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
 
     with progress_bar() as progress:

@@ -32,9 +32,8 @@ class Classifier(LightningModule):
         self.memory_format = ARITHMETIC[recipe.precision].memory_format
         self.model = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
-        self.crops = recipe.augment and isinstance(
-            train_images, Tensor
-        )  # files are cropped as they are read
+        # Files are cropped as they are read.
+        self.crops = recipe.augment and isinstance(train_images, Tensor)
         height, width = train_images.shape[2:]
         self.size = height if height == width else None
         mean, std = pixel_statistics(train_images)

@@ -217,9 +217,11 @@ def _transformers(name: str, model: nn.Module, size: int | None, pretrained: boo
     transformers = require("transformers", "vision")
     folder = Path(name)
     if pretrained or (folder / "preprocessor_config.json").is_file():
-        load = partial(transformers.AutoImageProcessor.from_pretrained, trust_remote_code=False)
-        what = f"image processor of {name!r}"
-        processor = downloaded(what, partial(load, name), "--preprocess")
+        load = transformers.AutoImageProcessor.from_pretrained
+        processor = downloaded(
+            f"image processor of {name!r}", partial(load, name, trust_remote_code=False),
+            "--preprocess",
+        )  # fmt: skip
     else:
         processor = _processor_of_kind(model)
     options = {} if size is None else _resized(processor, size)

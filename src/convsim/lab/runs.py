@@ -121,10 +121,8 @@ class Run:
             "test": len(self.data.test_labels),
         }
         recipe = asdict(self.recipe)
-        for name in (
-            "augment",
-            "precision",
-        ):  # as before these options existed, so that old records keep their keys
+        # As before these options existed, so that old records keep their keys.
+        for name in ("augment", "precision"):
             if recipe[name] == getattr(Recipe, name):
                 del recipe[name]
         start = self.start.configuration()

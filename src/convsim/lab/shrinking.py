@@ -151,9 +151,8 @@ def _shuffled(
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(data.train_labels), generator=generator)
-        order = order[
-            : len(order) // batch_size * batch_size
-        ]  # BatchNorm cannot train on a single image
+        # Whole batches: BatchNorm cannot train on a single image.
+        order = order[: len(order) // batch_size * batch_size]
         images = data.train_images
         if isinstance(images, Tensor) and augment:
             parts = (crop_and_flip(images[index]) for index in order.split(batch_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -151,18 +151,14 @@ def balance(
         return kept
     needed = [int((error > _NOTHING).sum()) for error in errors]
     means = [one ** (1 - weight) * all_**weight for one, all_ in zip(kept, needed, strict=True)]
-    low, high = 0.0, 2.0 * max(len(error) for error in errors)
-    for _ in range(40):
-        middle = (low + high) / 2
-        scaled = [
-            min(len(group.units), max(1, round(middle * mean / multiple)) * multiple)
+
+    def scaled(factor: float) -> list[int]:
+        return [
+            min(len(group.units), max(1, round(factor * mean / multiple)) * multiple)
             for group, mean, multiple in zip(groups, means, multiple_of, strict=True)
         ]
-        if cost.at(scaled) <= most:
-            kept, low = scaled, middle
-        else:
-            high = middle
-    return kept
+
+    return _largest(scaled, cost, most, 2.0 * max(len(error) for error in errors))
 
 
 def allocate(
@@ -242,14 +238,19 @@ def uniform(
     groups: Sequence[Group], cost: Cost, most: float, multiple_of: Sequence[int]
 ) -> list[int]:
     """Keep the same share of every group's units, the largest whose cost is at most `most`."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
+    return _largest(lambda share: uniform_share(groups, share, multiple_of), cost, most, 1.0)
+
+
+def _largest(kept: Callable[[float], list[int]], cost: Cost, most: float, high: float) -> list[int]:
+    """Return what is kept at the largest number below `high` whose cost is at most `most`."""
+    low = 0.0
+    for _ in range(40):
         middle = (low + high) / 2
-        if cost.at(uniform_share(groups, middle, multiple_of)) <= most:
+        if cost.at(kept(middle)) <= most:
             low = middle
         else:
             high = middle
-    return uniform_share(groups, low, multiple_of)
+    return kept(low)
 
 
 def _extents(model: nn.Module, groups: Sequence[Group]) -> dict[AxisKey, Extent]:

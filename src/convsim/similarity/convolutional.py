@@ -72,7 +72,7 @@ def convolutional_similarity(
     Compares every two filters i < j that share their input. With K[i,c] the kernel slice of filter
     i and channel c, and ⋆ full cross-correlation over all lags,
 
-        matched: CS(i,j) = Σ_c ‖K[i,c] ⋆ K[j,c]‖² crossed: Σ_{c,c′} ‖K[i,c] ⋆ K[j,c′]‖²
+        matched: CS(i,j) = Σ_c ‖K[i,c] ⋆ K[j,c]‖²,   crossed: CS(i,j) = Σ_{c,c′} ‖K[i,c] ⋆ K[j,c′]‖²
 
     The crossed form is a worst case over inputs: for feature maps F_i = K_i ⋆ X with full zero (or
     circular) padding, |⟨F_i, F_j⟩| ≤ √CS(i,j) · ‖X ⋆ X‖ for every X. It is ≥ 0 and, for raw
