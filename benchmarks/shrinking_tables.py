@@ -139,23 +139,29 @@ def figure(records: Records) -> None:
         return
     columns = min(2, len(networks))
     rows = math.ceil(len(networks) / columns)
-    chart, axes = plt.subplots(rows, columns, figsize=(6 * columns, 4.2 * rows), squeeze=False)
+    chart, axes = plt.subplots(
+        rows, columns, figsize=(6 * columns, 4.2 * rows + 0.8), squeeze=False, layout="constrained"
+    )
+    colors = {method: f"C{n}" for n, method in enumerate(dict.fromkeys(o["method"] for o in shown))}
+    lines = {}
     for axis in axes.flat[len(networks) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, networks, strict=False):
         own = [one for one in shown if network(one) == name]
-        for method in dict.fromkeys(one["method"] for one in own):
+        for method, color in colors.items():
             points: dict[float, list[float]] = defaultdict(list)
             for one in own:
                 if one["method"] == method:
                     points[one["share"]].append(figure_of(one))
+            if not points:
+                continue
             line = sorted((100 * share, mean(values)) for share, values in points.items())
             style = {"linewidth": 2.5} if OURS in method else {"linewidth": 1, "alpha": 0.7}
-            axis.plot(*zip(*line, strict=True), marker="o", markersize=3, label=method, **style)
+            style |= {"color": color, "marker": "o", "markersize": 3}
+            (lines[method],) = axis.plot(*zip(*line, strict=True), **style)
         axis.axhline(100 * mean(one["original"] for one in own), color="grey", linestyle=":")
         axis.set(title=name, xlabel="share of the parameters, %", ylabel="test accuracy, %")
-    axes[0][0].legend(fontsize=7)
-    chart.tight_layout()
+    chart.legend(lines.values(), lines, loc="outside lower center", ncols=5, fontsize=7)
     chart.savefig(FIGURE, dpi=130)
 
 
