@@ -20,7 +20,7 @@ th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid #8884
 th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { white-space: normal; }
-img { width: 100%; min-width: 40rem; background: #fff; }
+img { margin-top: 1rem; width: 100%; min-width: 40rem; background: #fff; }
 p { opacity: .8; font-size: .9rem; }
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #181a1b; }
