@@ -34,10 +34,10 @@ class Block:
 
 PLAN = (
     Block("cnn", "modern", 4, (0.2, 1.0, 5.0), (8, 4, 2, 16), (0, 1, 2, 3, 4)),
-    Block("resnet18", "modern", 2, (0.2, 1.0, 5.0), (8,), (0, 1), keeps=True),
+    Block("resnet18", "modern", 2, (0.2, 1.0, 5.0), (8,), (0, 1, 2, 3, 4), keeps=True),
     Block("resnet18", "authors", 2, (0.2, 1.0, 5.0), (8,), (0, 1)),
     Block("cnn", "authors", 4, (0.2, 1.0, 5.0), (8, 4, 2, 16), (0, 1, 2, 3, 4)),
-    Block("resnet18", "modern", 2, (0.2, 1.0, 5.0), (8, 16, 4, 2), (0, 1, 2, 3), keeps=True),
+    Block("resnet18", "modern", 2, (0.2, 1.0, 5.0), (16, 4, 2), (0, 1, 2, 3), keeps=True),
     Block("resnet18", "authors", 2, (0.2, 1.0, 5.0), (8, 16, 4, 2), (0, 1, 2, 3)),
     Block("vgg19", "modern", 2, (0.2, 1.0, 5.0), (8, 16, 4, 2), (0, 1, 2)),
 )
