@@ -82,8 +82,8 @@ def test_maps_of_half_precision_get_the_gradient_at_their_positions(dtype):
     reseed()
     maps = torch.randn(2, 4, 5, 5).to(dtype).requires_grad_()
     passed = maps * 1
-    samples, arrival = sample_maps(passed, 8)
-    assert arrival is not None
+    samples, meeting = sample_maps(passed, 8)
+    assert meeting is not None
     (passed.float().sum() + (samples.float() * 3).sum()).backward()
     added = (maps.grad - 1).movedim(1, -1).reshape(-1, 4)
     chosen = spread(8, 50)

@@ -55,20 +55,31 @@ class ActivationPenalty(ABC):
         return value.detach(), gradient
 
     def values(self, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the penalty of each layer's samples (S, M), with `value_and_gradient`'s gradient.
+        """Compute the penalty of each layer's samples (S, M), differentiably, in float32 at least.
 
-        In float32 at the least.
+        Under torch.compile and torch.func too, which follow only torch's own operations.
         """
         found: dict[int, Tensor] = {}
-        for alike in _by_shape(samples):
-            samples_LSM = at_least_float32(torch.stack([samples[i] for i in alike]))
-            with full_precision(samples_LSM):
-                if tensors_are_real():
-                    values = _InClosedForm.apply(samples_LSM, self)  # type: ignore[no-untyped-call]
-                else:
-                    values = self.value(samples_LSM)
+        for alike in _alike([(one.shape, one.dtype, one.device) for one in samples]):
+            with full_precision(samples[alike[0]]):
+                values = self.value(_stack(samples, alike))
             found |= dict(zip(alike, values.unbind(), strict=True))
         return [found[i] for i in range(len(samples))]
+
+    def total(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """Sum weight · penalty over layers' samples (S, M), with `value_and_gradient`'s gradient.
+
+        The gradient is computed together with the value and kept until the backward pass, in as
+        much memory as the samples take; second derivatives use autograd.
+
+        Returns:
+            A scalar of float32 at the least, on the first layer's device.
+        """
+        if tensors_are_real():
+            total: Tensor = _InClosedForm.apply(self, weights, *samples)  # type: ignore[no-untyped-call]
+            return total
+        values = zip(self.values(samples), weights, strict=True)
+        return torch.stack([(value * by).to(samples[0].device) for value, by in values]).sum()
 
     def acts_on(self, bank: KernelBank) -> bool:
         """Tell whether the layer has two maps or more."""
@@ -77,30 +88,58 @@ class ActivationPenalty(ABC):
 
 
 class _InClosedForm(torch.autograd.Function):
-    """A penalty with the gradient that it knows itself, and autograd's for a second derivative."""
+    """Weighted penalties of layers, all in few operations: their number is what costs on a GPU."""
 
     @staticmethod
-    def forward(ctx: Any, samples_LSM: Tensor, penalty: ActivationPenalty) -> Tensor:
-        ctx.penalty = penalty
-        if not ctx.needs_input_grad[0]:
-            return penalty.value(samples_LSM)
-        value, gradient_LSM = penalty.value_and_gradient(samples_LSM)
-        ctx.save_for_backward(samples_LSM, gradient_LSM)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, factor_L: Tensor) -> tuple[Tensor, None]:
-        samples_LSM, gradient_LSM = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
+    def forward(
+        ctx: Any, penalty: ActivationPenalty, weights: Sequence[float], *samples: Tensor
+    ) -> Tensor:
+        kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
+        ctx.penalty, ctx.weights, ctx.together = penalty, weights, _alike(kinds)
+        values: dict[float, list[Tensor]] = {}
+        gradients = []
+        for alike in ctx.together:
+            samples_LSM = _stack(samples, alike)
             with full_precision(samples_LSM):
-                value = ctx.penalty.value(samples_LSM)
-            (gradient_LSM,) = torch.autograd.grad(value.sum(), samples_LSM, create_graph=True)
-        return gradient_LSM * factor_L[:, None, None], None
+                if any(ctx.needs_input_grad):
+                    value_L, gradient_LSM = penalty.value_and_gradient(samples_LSM)
+                    gradients.append(gradient_LSM)
+                else:
+                    value_L = penalty.value(samples_LSM)
+            values.setdefault(weights[alike[0]], []).append(value_L.to(samples[0].device))
+        ctx.save_for_backward(*samples, *gradients)
+        totals = [torch.cat(own).sum() * by for by, own in values.items()]
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> Any:
+        count = len(ctx.weights)
+        samples, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        found: dict[int, Tensor] = {}
+        for number, alike in enumerate(ctx.together):
+            first = alike[0]
+            if torch.is_grad_enabled():  # create_graph=True
+                samples_LSM = _stack(samples, alike)
+                with full_precision(samples_LSM):
+                    value = ctx.penalty.value(samples_LSM).sum()
+                (gradient_LSM,) = torch.autograd.grad(value, samples_LSM, create_graph=True)
+            else:
+                gradient_LSM = gradients[number]
+            by = (factor * ctx.weights[first]).to(gradient_LSM.device)
+            own_LSM = (gradient_LSM * by).to(samples[first].dtype)
+            found |= dict(zip(alike, own_LSM.unbind(), strict=True))
+        return None, None, *(found[i] for i in range(count))
 
 
-def _by_shape(samples: Sequence[Tensor]) -> list[list[int]]:
-    """Put together the places of tensors of one shape, dtype and device."""
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for i, one in enumerate(samples):
-        alike.setdefault((one.shape, one.dtype, one.device), []).append(i)
-    return list(alike.values())
+def _stack(samples: Sequence[Tensor], alike: Sequence[int]) -> Tensor:
+    """Put samples (S, M) of one kind together: (L, S, M), in float32 at the least."""
+    stacked_LSM = torch.stack([samples[i] for i in alike])
+    return at_least_float32(stacked_LSM.mT).mT  # maps in a row, if it copies, as they are read
+
+
+def _alike(kinds: Sequence[tuple[object, ...]]) -> list[list[int]]:
+    """Put together the places of equal kinds."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(i)
+    return list(found.values())

@@ -13,7 +13,7 @@ from convsim.penalties.closed_form import ClosedFormPenalty
 from convsim.precision import full_precision
 from convsim.similarity import pair_count
 from convsim.similarity.convolutional import scaled_filters
-from convsim.similarity.cosine import squared_products, squared_products_and_gradient
+from convsim.similarity.cosine import across, squared_products, squared_products_and_gradient
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class CosineOrthogonality(ClosedFormPenalty):
         """Compute the penalty of one layer and its gradient in closed form."""
         with full_precision(bank.filters):
             unit_GMCn, norm, peak = scaled_filters(bank.filters.flatten(3), "unit")
-            total_G, gradient_GMn = squared_products_and_gradient(unit_GMCn.flatten(2))
-            gradient_GMCn = gradient_GMn.view_as(unit_GMCn).div_(norm * self._divisor(bank))
-            gradient = gradient_GMCn.div_(peak).unflatten(-1, bank.kernel)
-            return total_G.sum() / self._divisor(bank), gradient
+            unit_GMn = unit_GMCn.flatten(2)
+            total_G, gradient_GMn = squared_products_and_gradient(unit_GMn, self._divisor(bank))
+            gradient_GMCn = across(unit_GMn, gradient_GMn).view_as(unit_GMCn).div_(norm)
+            return total_G.sum(), gradient_GMCn.div_(peak).unflatten(-1, bank.kernel)
 
     def _divisor(self, bank: KernelBank) -> int:
         return 1 if self.reduction == "sum" else max(1, 2 * pair_count(bank, "all"))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from convsim.penalties.activation import ActivationPenalty
 from convsim.penalties.base import LayerReduction
-from convsim.penalties.correlation import centered
 from convsim.similarity.cosine import off_diagonal
 
 
@@ -46,6 +45,12 @@ class DeCov(ActivationPenalty):
     @staticmethod
     def _value(covariance_LMM: Tensor) -> Tensor:
         return 0.5 * off_diagonal(covariance_LMM).square().sum((-2, -1))
+
+
+def centered(samples_LSM: Tensor) -> Tensor:
+    """Take the mean over samples out; twice, for small differences of large maps."""
+    once_LSM = samples_LSM - samples_LSM.mean(-2, keepdim=True)
+    return once_LSM - once_LSM.mean(-2, keepdim=True)
 
 
 def _covariance(centered_LSM: Tensor) -> Tensor:

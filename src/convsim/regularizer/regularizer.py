@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -137,40 +138,54 @@ class Regularizer:
                 "regularizer.backward_()."
             )
         self._settle(together=True)
-        values = list(self._values(self.acting).values())
-        if not values:
+        acting = self.acting
+        factor = self._layer_factor(acting)
+        # While it is pending, 0 with a gradient to be weighed.
+        coefficient = 1.0 if self._coefficient.pending else self.coefficient
+        if self._samples is not None:
+            value = self._of_maps(self._runs(acting), factor * coefficient)
+        else:
+            value = self._reduced(list(self._values(acting).values()), factor * coefficient)
+        return value - value.detach() if self._coefficient.pending else value
+
+    def _of_maps(self, runs: list[tuple[str, Tensor]], factor: float) -> Tensor:
+        """Sum over layers; of one that ran several times, take the mean."""
+        if not runs:
             return self._nothing()
-        value = self._reduced(values)
-        coefficient = self.coefficient
-        if self._coefficient.pending:  # 0, with a gradient to be weighed
-            return value - value.detach()
-        return value * coefficient
+        assert isinstance(self.penalty, ActivationPenalty)
+        times = Counter(name for name, _ in runs)
+        weights = [factor / times[name] for name, _ in runs]
+        return self.penalty.total([maps_SM for _, maps_SM in runs], weights)
+
+    def _runs(self, layers: list[ConvLayer]) -> list[tuple[str, Tensor]]:
+        """List the samples of each layer, for each time that it ran: none if it was skipped."""
+        self._require_same_layers()
+        names = {layer.name for layer in layers}
+        asked = self._samples.ask().items() if self._samples is not None and layers else ()
+        return [(name, maps_SM) for name, own in asked if name in names for maps_SM in own]
 
     def _values(self, layers: list[ConvLayer]) -> dict[str, Tensor]:
         """Compute the penalty of each layer that has one: a skipped layer has no maps."""
-        self._require_same_layers()
-        if self._samples is not None and isinstance(self.penalty, ActivationPenalty):
-            names = {layer.name for layer in layers}
-            asked = self._samples.ask().items() if layers else ()
-            runs = [(name, one) for name, own in asked if name in names for one in own]
-            values = self.penalty.values([one for _, one in runs])
+        if isinstance(self.penalty, ActivationPenalty):
+            runs = self._runs(layers)
             by_layer: dict[str, list[Tensor]] = {}
+            values = self.penalty.values([maps_SM for _, maps_SM in runs])
             for (name, _), value in zip(runs, values, strict=True):
                 by_layer.setdefault(name, []).append(value)
             return {name: torch.stack(own).mean() for name, own in by_layer.items()}
-        assert isinstance(self.penalty, Penalty)
+        self._require_same_layers()
         banks = [layer.bank(*layer.read(shares=self.penalty.takes_shares)) for layer in layers]
         values = self.penalty.values(banks) if banks else []
         return {layer.name: value for layer, value in zip(layers, values, strict=True)}
 
-    def _reduced(self, values: list[Tensor]) -> Tensor:
-        """Put the layers together, without the coefficient."""
-        total = torch.stack([value.to(values[0].device) for value in values]).sum()
-        return total * self._layer_factor()
+    def _reduced(self, values: list[Tensor], factor: float) -> Tensor:
+        """Put the layers together."""
+        if not values:
+            return self._nothing()
+        return torch.stack([value.to(values[0].device) for value in values]).sum() * factor
 
-    def _layer_factor(self) -> float:
-        mean = self.penalty.reduction == "mean"
-        return 1 / (max(1, len(self.acting)) if mean else 1)
+    def _layer_factor(self, acting: list[ConvLayer]) -> float:
+        return 1 / max(1, len(acting)) if self.penalty.reduction == "mean" else 1.0
 
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=next(self.layers[0].module.parameters()).device)
@@ -213,10 +228,11 @@ class Regularizer:
         if not acting:
             return self._nothing()
         self._settle_shards(acting)
+        factor = self._layer_factor(acting)
         values = add_penalty_gradients_(
-            acting, self.penalty, self._coefficient, self.steps, self._layer_factor(), scale
+            acting, self.penalty, self._coefficient, self.steps, factor, scale
         )
-        return self._reduced(values) * self.coefficient
+        return self._reduced(values, factor * self.coefficient)
 
     def attach(
         self,

@@ -16,7 +16,7 @@ from convsim.kernels.layer import takes_gradients
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
 from convsim.regularizer.forward_hooks import Watch
-from convsim.regularizer.sampling import Arrival, Balance, sample_maps
+from convsim.regularizer.sampling import Balance, Meeting, sample_maps
 
 _RUNS = 16  # of one layer that are kept
 
@@ -29,11 +29,11 @@ class _Run:
         over: Whether the backward pass has been there.
     """
 
-    def __init__(self, samples_SM: Tensor, arrival: Arrival | None) -> None:
+    def __init__(self, samples_SM: Tensor, meeting: Meeting | None) -> None:
         self.samples = samples_SM
         self.over = False
-        if arrival is not None:  # which the graph holds: a strong reference would hold the graph
-            arrival.when_passed = weakref.WeakMethod(self.end)
+        if meeting is not None:  # which the graph holds: a strong reference would hold the graph
+            meeting.when_passed = weakref.WeakMethod(self.end)
 
     def end(self) -> None:
         """Keep the numbers alone."""
@@ -84,7 +84,7 @@ class Samples:
                 runs.clear()
             asked[0] = False
             own = runs.setdefault(name, [])
-            if not any(map(takes_gradients, module.parameters())):
+            if not _trains(module):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
@@ -135,6 +135,12 @@ class Samples:
     def forget(self) -> None:
         """Drop what is kept."""
         self._runs.clear()
+
+
+def _trains(module: nn.Module) -> bool:
+    own = module._parameters.get("weight")
+    trains = own is not None and own.requires_grad  # spares looking further
+    return trains or any(map(takes_gradients, module.parameters()))
 
 
 def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str, nn.Module]]:

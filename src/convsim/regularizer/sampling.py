@@ -1,10 +1,10 @@
 """Feature maps at sampled positions, whose gradient enters that of the maps in place.
 
 A penalty reads S positions of maps that may have a hundred thousand. Plain indexing would send back
-a tensor of zeros as large as the maps, to be written, filled and added at every layer. Here the
-gradient of the samples waits until that of the maps arrives from the loss, and is added to it at
-the S positions. Both are one backward pass of autograd's, so whatever is done to the loss' gradient
-(a scale, an accumulation, an average over ranks) is done to the penalty's.
+a tensor of zeros as large as the maps, to be written, filled and added at every layer. Here a node
+of autograd's stands behind the maps: what arrives there from the loss, and from the samples, goes
+on as one, the samples' added at their S positions. So whatever is done to the loss' gradient (a
+scale, an accumulation, an average over ranks) is done to the penalty's.
 
 Shape suffixes: N images, M maps, S samples.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -20,14 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convsim.caching import kept, tensors_are_real
+from convsim.caching import kept_on_stream, tensors_are_real
 from convsim.kernels.windows import spread
 from convsim.precision import exact_dtype
 
 
 def sample_maps(
     maps_NMx: Tensor, count: int, balance: Balance | None = None
-) -> tuple[Tensor, Arrival | None]:
+) -> tuple[Tensor, Meeting | None]:
     """Read a layer's maps (N, M, …) at positions spread evenly over images and pixels.
 
     Nothing is drawn at random: a training batch is shuffled already, and training stays
@@ -42,73 +43,82 @@ def sample_maps(
         (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    places = _places(maps_NMx, count)
+    if not tensors_are_real():
+        return _read_traced(maps_NMx, count), None
+    places = _Places(maps_NMx.shape[:1] + maps_NMx.shape[2:], count)
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad
-    if not recorded or not _can_meet(maps_NMx):
-        return _read(maps_NMx, places), None
-    arrival = Arrival(maps_NMx, places, balance)
+    if not recorded or maps_NMx.is_leaf or maps_NMx._is_view():  # autograd would copy a view
+        return places.read(maps_NMx), None
+    meeting = Meeting(maps_NMx, places, balance)
     with torch.autograd._unsafe_preserve_version_counter(maps_NMx):  # type: ignore[attr-defined]
         # No number is changed.
-        _Meeting.apply(maps_NMx, arrival)  # type: ignore[no-untyped-call]
-    samples_SM: Tensor = _Samples.apply(maps_NMx, places, arrival)  # type: ignore[no-untyped-call]
-    return samples_SM, arrival
+        _, samples_SM = _Sampled.apply(maps_NMx, meeting)  # type: ignore[no-untyped-call]
+    return samples_SM, meeting
 
 
-def _can_meet(maps_NMx: Tensor) -> bool:
-    """Tell whether a node can be put behind maps; autograd copies views, and leaves have none."""
-    return tensors_are_real() and not maps_NMx.is_leaf and not maps_NMx._is_view()
+@dataclass(frozen=True)
+class _Places:
+    """Distinct positions of maps.
+
+    Attributes:
+        sizes: (N, …), what the maps have beside their own axis.
+        count: How many positions, at the most.
+    """
+
+    sizes: tuple[int, ...]
+    count: int
+
+    def read(self, maps_NMx: Tensor) -> Tensor:
+        """Read maps there: (S, M)."""
+        pixels_NxM = maps_NMx.movedim(1, -1)
+        if pixels_NxM.is_contiguous():
+            return pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_select(0, self._flat(maps_NMx))
+        return pixels_NxM[self.axes(maps_NMx)]
+
+    def add_(self, gradient_NMx: Tensor, own_SM: Tensor) -> None:
+        """Add samples' gradient to that of the maps."""
+        pixels_NxM = gradient_NMx.movedim(1, -1)
+        if pixels_NxM.is_contiguous():
+            rows = pixels_NxM.view(-1, pixels_NxM.shape[-1])
+            rows.index_add_(0, self._flat(gradient_NMx), own_SM)
+        else:  # faster than to accumulate
+            axes = self.axes(gradient_NMx)
+            pixels_NxM[axes] = pixels_NxM[axes] + own_SM
+
+    def axes(self, like: Tensor) -> tuple[Tensor, ...]:
+        """List one index for each axis of (N, …)."""
+        return kept_on_stream(_axes, (self.sizes, self.count), like.device)
+
+    def _flat(self, like: Tensor) -> Tensor:
+        """Count the positions through."""
+        return kept_on_stream(_flat, (self.sizes, self.count), like.device)[0]
 
 
-def _read(maps_NMx: Tensor, places: _Places) -> Tensor:
-    pixels_NxM = maps_NMx.movedim(1, -1)
-    if maps_NMx.is_cuda and pixels_NxM.is_contiguous():  # one kernel less where launches count
-        return pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_select(0, places.flat)
-    return pixels_NxM[places.axes]
+def _flat(described: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    sizes, count = described
+    return (spread(count, prod(sizes)),)
 
 
-def _add_(gradient_NMx: Tensor, places: _Places, own_SM: Tensor) -> None:
-    """Add samples' gradient to that of the maps: positions are distinct."""
-    pixels_NxM = gradient_NMx.movedim(1, -1)
-    if gradient_NMx.is_cuda and pixels_NxM.is_contiguous():
-        pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_add_(0, places.flat, own_SM)
-    else:  # faster than to accumulate
-        pixels_NxM[places.axes] = pixels_NxM[places.axes] + own_SM
+def _axes(described: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return torch.unravel_index(_flat(described)[0], described[0])
 
 
-class _Places(NamedTuple):
-    """Positions of (N, …): counted through, and one index by axis."""
-
-    flat: Tensor
-    axes: tuple[Tensor, ...]
-
-
-class _Samples(torch.autograd.Function):
-    """Read samples, and leave their gradient where that of the maps will pass."""
+class _Sampled(torch.autograd.Function):
+    """Read samples of maps that go on as they are, and let the gradients of both meet."""
 
     @staticmethod
-    def forward(ctx: Any, maps_NMx: Tensor, places: _Places, arrival: Arrival) -> Tensor:
-        ctx.arrival = arrival  # not saved as tensors: activation checkpointing counts those
-        return _read(maps_NMx, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_SM: Tensor) -> tuple[Tensor | None, None, None]:
-        return ctx.arrival.wait_for(gradient_SM), None, None
-
-
-class _Meeting(torch.autograd.Function):
-    """Stand behind maps, in place, and add what waits to the gradient that arrives at them."""
-
-    @staticmethod
-    def forward(ctx: Any, maps_NMx: Tensor, arrival: Arrival) -> Tensor:
+    def forward(ctx: Any, maps_NMx: Tensor, meeting: Meeting) -> tuple[Tensor, Tensor]:
         ctx.mark_dirty(maps_NMx)
         ctx.set_materialize_grads(False)
-        ctx.arrival = arrival
-        return maps_NMx
+        ctx.meeting = meeting  # nothing is saved as a tensor: activation checkpointing counts those
+        return maps_NMx, meeting.places.read(maps_NMx)
 
     @staticmethod
-    def backward(ctx: Any, gradient_NMx: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(
+        ctx: Any, gradient_NMx: Tensor | None, own_SM: Tensor | None
+    ) -> tuple[Tensor | None, None]:
         held = None if gradient_NMx is None else _holders(gradient_NMx)
-        return ctx.arrival.join(gradient_NMx, held), None
+        return ctx.meeting.join(gradient_NMx, own_SM, held), None
 
 
 class Balance:
@@ -152,10 +162,11 @@ class Balance:
         return loss, penalty
 
 
-class Arrival:
-    """Where the gradient of samples waits for that of the maps, before both go on to their layer.
+class Meeting:
+    """Where the gradient of samples meets that of the maps, before both go on to their layer.
 
     Attributes:
+        places: Of the samples.
         when_passed: Returns what is to be called when they have met, if that still exists.
     """
 
@@ -163,42 +174,40 @@ class Arrival:
 
     def __init__(self, maps_NMx: Tensor, places: _Places, balance: Balance | None) -> None:
         self._shape, self._dtype, self._device = maps_NMx.shape, maps_NMx.dtype, maps_NMx.device
-        self._places, self._balance = places, balance
-        self._waiting_SM: Tensor | None = None
+        self.places, self._balance = places, balance
 
-    def wait_for(self, gradient_SM: Tensor) -> Tensor | None:
-        """Keep the samples' gradient; with create_graph=True, return it as one of the maps."""
-        if torch.is_grad_enabled():
-            zeros_NMx = gradient_SM.new_zeros(self._shape)
-            rows_NxM = zeros_NMx.movedim(1, -1).index_put(self._places.axes, gradient_SM)
-            return rows_NxM.movedim(-1, 1).to(self._dtype)
-        waiting_SM, self._waiting_SM = self._waiting_SM, gradient_SM
-        if waiting_SM is not None:  # two backward passes at once
-            self._waiting_SM = waiting_SM + gradient_SM
-        return None
-
-    def join(self, gradient_NMx: Tensor | None, held: _Holders | None) -> Tensor | None:
-        """Add what waits to a gradient, which is None where the loss does not reach the maps.
+    def join(
+        self, gradient_NMx: Tensor | None, own_SM: Tensor | None, held: _Holders | None
+    ) -> Tensor | None:
+        """Add the samples' gradient to that of the maps; either is None if it is not asked for.
 
         Args:
             gradient_NMx: The gradient of the maps.
-            held: Who holds it.
+            own_SM: The gradient of the samples.
+            held: Who holds the former.
         """
         if (call := self.when_passed()) is not None:
             call()
-        own_SM, self._waiting_SM = self._waiting_SM, None
         if own_SM is None:
             return gradient_NMx
         if self._balance is not None and self._balance.pending:
             if gradient_NMx is not None:
                 self._balance.weigh(gradient_NMx, own_SM)
             return gradient_NMx
+        own_SM = own_SM.to(self._dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            dense_NMx = self._zeros().movedim(1, -1).index_put(self.places.axes(own_SM), own_SM)
+            dense_NMx = dense_NMx.movedim(-1, 1)
+            return dense_NMx if gradient_NMx is None else gradient_NMx + dense_NMx
         if gradient_NMx is None:
-            gradient_NMx = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+            gradient_NMx = self._zeros()
         elif held != _holders_of_one_alone() or 0 in gradient_NMx.stride():
             gradient_NMx = gradient_NMx.clone()
-        _add_(gradient_NMx, self._places, own_SM.to(gradient_NMx.dtype))
+        self.places.add_(gradient_NMx, own_SM)
         return gradient_NMx
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self._shape, dtype=self._dtype, device=self._device)
 
 
 class _Holders(NamedTuple):
@@ -227,35 +236,31 @@ def _holders_of_one_alone() -> _Holders:
     """Count them for a gradient that autograd has made for one node alone."""
     counter = _Counter()
     with torch.enable_grad(), torch.inference_mode(False):
-        leaf = torch.ones(2, device="cpu", requires_grad=True)
-        (_Meeting.apply(leaf * 2, counter) * leaf).sum().backward()  # type: ignore[no-untyped-call]
+        leaf = torch.ones(2, 2, device="cpu", requires_grad=True)
+        maps, _ = _Sampled.apply(leaf * 2, counter)  # type: ignore[no-untyped-call]
+        (maps * leaf).sum().backward()
     return counter.held or _Holders(-1, -1, -1)
 
 
 class _Counter:
-    """Keep how many hold a gradient, where an `Arrival` would add to it."""
+    """Keep how many hold a gradient, where a `Meeting` would add to it."""
 
     held: _Holders | None = None
+    places = _Places((2,), 1)
 
-    def join(self, gradient: Tensor, held: _Holders | None) -> Tensor:
+    def join(self, gradient: Tensor, _: Tensor | None, held: _Holders | None) -> Tensor:
         self.held = held
         return gradient
 
 
-def _places(maps_NMx: Tensor, count: int) -> _Places:
+def _read_traced(maps_NMx: Tensor, count: int) -> Tensor:
+    """Read maps where torch traces or transforms; one node of a graph, for images of any size."""
     sizes = maps_NMx.shape[:1] + maps_NMx.shape[2:]
-    if torch.compiler.is_compiling():  # one node of a graph, for images of any size
+    if torch.compiler.is_compiling():
         flat = _positions_in_graph(maps_NMx.detach(), count)
-        return _Places(flat, torch.unravel_index(flat, sizes))
-    return _positions(sizes, count, maps_NMx.device)
-
-
-@kept(256)
-def _positions(sizes: tuple[int, ...], count: int, device: torch.device) -> _Places:
-    """Choose distinct positions of (N, …)."""
-    flat = spread(count, prod(sizes))
-    index = tuple(axis.to(device) for axis in torch.unravel_index(flat, sizes))
-    return _Places(flat.to(device), index)
+    else:
+        flat = spread(count, prod(sizes)).to(maps_NMx.device)
+    return maps_NMx.movedim(1, -1)[torch.unravel_index(flat, sizes)]
 
 
 @torch.library.custom_op(

@@ -38,11 +38,12 @@ def squared_products(unit_GMn: Tensor) -> Tensor:
     return off_diagonal(unit_GMn @ unit_GMn.mT).square().sum((-2, -1))
 
 
-def squared_products_and_gradient(unit_GMn: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `squared_products` and its gradient (G, M, n) by the vectors that are u · length.
+def squared_products_and_gradient(
+    unit_GMn: Tensor, divisor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Compute `squared_products` and its gradient g (G, M, n), both over a divisor.
 
-    Each filter's gradient is still to be divided by its length. ‖u uᵀ‖ = ‖uᵀu‖: the smaller of the
-    two is made, M × M or n × n.
+    ‖u uᵀ‖ = ‖uᵀu‖: the smaller of the two is made, M × M or n × n.
 
     Cost: 2·M·n·min(M, n) multiplications.
     """
@@ -57,8 +58,13 @@ def squared_products_and_gradient(unit_GMn: Tensor) -> tuple[Tensor, Tensor]:
         gram_GMM.diagonal(dim1=-2, dim2=-1).zero_()
         total_G = gram_GMM.square().sum((-2, -1))
         gradient_GMn = gram_GMM @ unit_GMn
+    return total_G / divisor, gradient_GMn.mul_(4 / divisor)
+
+
+def across(unit_GMn: Tensor, gradient_GMn: Tensor) -> Tensor:
+    """Take from a gradient what only lengthens the vectors: g − u⟨u, g⟩, in place."""
     gradient_GMn -= unit_GMn * (unit_GMn * gradient_GMn).sum(-1, keepdim=True)
-    return total_G, gradient_GMn.mul_(4)
+    return gradient_GMn
 
 
 def off_diagonal(values_GMM: Tensor) -> Tensor:
