@@ -44,7 +44,6 @@ SETTINGS = (
     Setting("resnet50", 64, 224, "graph", most=3),
     Setting("resnet18", 512, 32, "eager", most=6),
     Setting("resnet18", 512, 32, "compiled", most=2),
-    Setting("resnet50", 128, 224, "compiled", most=1),
 )
 REHEARSED = (
     Setting("tiny", 8, 16, "eager", most=2), Setting("tiny", 8, 16, "graph", most=1),

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -43,9 +42,9 @@ def sample_maps(
         (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    if not tensors_are_real():
+    if type(maps_NMx) is not Tensor or not tensors_are_real():
         return _read_traced(maps_NMx, count), None
-    places = _Places(maps_NMx.shape[:1] + maps_NMx.shape[2:], count)
+    places = _Places(maps_NMx, count)
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad
     if not recorded or maps_NMx.is_leaf or maps_NMx._is_view():  # autograd would copy a view
         return places.read(maps_NMx), None
@@ -56,42 +55,37 @@ def sample_maps(
     return samples_SM, meeting
 
 
-@dataclass(frozen=True)
 class _Places:
-    """Distinct positions of maps.
+    """Distinct positions of maps (N, M, …), at the most so many."""
 
-    Attributes:
-        sizes: (N, …), what the maps have beside their own axis.
-        count: How many positions, at the most.
-    """
-
-    sizes: tuple[int, ...]
-    count: int
+    def __init__(self, maps_NMx: Tensor, count: int) -> None:
+        sizes = maps_NMx.shape[:1] + maps_NMx.shape[2:]
+        self._described, self._device = (sizes, count), maps_NMx.device
 
     def read(self, maps_NMx: Tensor) -> Tensor:
         """Read maps there: (S, M)."""
         pixels_NxM = maps_NMx.movedim(1, -1)
         if pixels_NxM.is_contiguous():
-            return pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_select(0, self._flat(maps_NMx))
-        return pixels_NxM[self.axes(maps_NMx)]
+            return pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_select(0, self._flat)
+        return pixels_NxM[self.axes]
 
     def add_(self, gradient_NMx: Tensor, own_SM: Tensor) -> None:
         """Add samples' gradient to that of the maps."""
         pixels_NxM = gradient_NMx.movedim(1, -1)
         if pixels_NxM.is_contiguous():
-            rows = pixels_NxM.view(-1, pixels_NxM.shape[-1])
-            rows.index_add_(0, self._flat(gradient_NMx), own_SM)
+            pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_add_(0, self._flat, own_SM)
         else:  # faster than to accumulate
-            axes = self.axes(gradient_NMx)
-            pixels_NxM[axes] = pixels_NxM[axes] + own_SM
+            pixels_NxM[self.axes] = pixels_NxM[self.axes] + own_SM
 
-    def axes(self, like: Tensor) -> tuple[Tensor, ...]:
-        """List one index for each axis of (N, …)."""
-        return kept_on_stream(_axes, (self.sizes, self.count), like.device)
+    @cached_property
+    def axes(self) -> tuple[Tensor, ...]:
+        """One index for each axis of (N, …)."""
+        return kept_on_stream(_axes, self._described, self._device)
 
-    def _flat(self, like: Tensor) -> Tensor:
-        """Count the positions through."""
-        return kept_on_stream(_flat, (self.sizes, self.count), like.device)[0]
+    @cached_property
+    def _flat(self) -> Tensor:
+        """The positions counted through."""
+        return kept_on_stream(_flat, self._described, self._device)[0]
 
 
 def _flat(described: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -196,7 +190,7 @@ class Meeting:
             return gradient_NMx
         own_SM = own_SM.to(self._dtype)
         if torch.is_grad_enabled():  # create_graph=True
-            dense_NMx = self._zeros().movedim(1, -1).index_put(self.places.axes(own_SM), own_SM)
+            dense_NMx = self._zeros().movedim(1, -1).index_put(self.places.axes, own_SM)
             dense_NMx = dense_NMx.movedim(-1, 1)
             return dense_NMx if gradient_NMx is None else gradient_NMx + dense_NMx
         if gradient_NMx is None:
@@ -246,7 +240,9 @@ class _Counter:
     """Keep how many hold a gradient, where a `Meeting` would add to it."""
 
     held: _Holders | None = None
-    places = _Places((2,), 1)
+
+    def __init__(self) -> None:
+        self.places = _Places(torch.empty(2, 2), 1)
 
     def join(self, gradient: Tensor, _: Tensor | None, held: _Holders | None) -> Tensor:
         self.held = held
