@@ -37,9 +37,8 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Convert half precision to float32, contiguous; leave float64 and float32 as they are."""
-    wide = tensor.dtype in (torch.float64, torch.float32)
-    return tensor if wide else tensor.to(torch.float32, memory_format=torch.contiguous_format)
+    """Convert half precision to float32; leave float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

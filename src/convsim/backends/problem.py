@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -36,13 +36,18 @@ def together(
     compute: Callable[[Any, list[_Item]], Sequence[Tensor]],
 ) -> list[Tensor]:
     """Compute items that are alike in one call each, and return the results in the items' order."""
-    places: dict[Any, list[int]] = {}
-    for place, item in enumerate(items):
-        places.setdefault(alike(item), []).append(place)
     found: dict[int, Tensor] = {}
-    for key, mine in places.items():
+    for key, mine in places_of(map(alike, items)).items():
         found.update(zip(mine, compute(key, [items[place] for place in mine]), strict=True))
     return [found[place] for place in range(len(items))]
+
+
+def places_of(kinds: Iterable[Any]) -> dict[Any, list[int]]:
+    """List where each kind stands."""
+    places: dict[Any, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return places
 
 
 class Backend(Protocol):

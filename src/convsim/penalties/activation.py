@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convsim.backends.problem import places_of, together
 from convsim.caching import tensors_are_real
 from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
@@ -59,12 +60,12 @@ class ActivationPenalty(ABC):
 
         Under torch.compile and torch.func too, which follow only torch's own operations.
         """
-        found: dict[int, Tensor] = {}
-        for alike in _alike([(one.shape, one.dtype, one.device) for one in samples]):
-            with full_precision(samples[alike[0]]):
-                values = self.value(_stack(samples, alike))
-            found |= dict(zip(alike, values.unbind(), strict=True))
-        return [found[i] for i in range(len(samples))]
+
+        def compute(_: object, alike: Sequence[Tensor]) -> Sequence[Tensor]:
+            with full_precision(alike[0]):
+                return self.value(_stack(alike)).unbind()
+
+        return together(samples, lambda one: (one.shape, one.dtype, one.device), compute)
 
     def total(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """Sum weight · penalty over layers' samples (S, M), with `value_and_gradient`'s gradient.
@@ -95,11 +96,12 @@ class _InClosedForm(torch.autograd.Function):
         ctx: Any, penalty: ActivationPenalty, weights: Sequence[float], *samples: Tensor
     ) -> Tensor:
         kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
-        ctx.penalty, ctx.weights, ctx.together = penalty, weights, _alike(kinds)
+        ctx.penalty, ctx.weights = penalty, weights
+        ctx.together = list(places_of(kinds).values())
         values: dict[float, list[Tensor]] = {}
         gradients = []
         for alike in ctx.together:
-            samples_LSM = _stack(samples, alike)
+            samples_LSM = _stack([samples[i] for i in alike])
             with full_precision(samples_LSM):
                 if any(ctx.needs_input_grad):
                     value_L, gradient_LSM = penalty.value_and_gradient(samples_LSM)
@@ -119,7 +121,7 @@ class _InClosedForm(torch.autograd.Function):
         for number, alike in enumerate(ctx.together):
             first = alike[0]
             if torch.is_grad_enabled():  # create_graph=True
-                samples_LSM = _stack(samples, alike)
+                samples_LSM = _stack([samples[i] for i in alike])
                 with full_precision(samples_LSM):
                     value = ctx.penalty.value(samples_LSM).sum()
                 (gradient_LSM,) = torch.autograd.grad(value, samples_LSM, create_graph=True)
@@ -131,15 +133,7 @@ class _InClosedForm(torch.autograd.Function):
         return None, None, *(found[i] for i in range(count))
 
 
-def _stack(samples: Sequence[Tensor], alike: Sequence[int]) -> Tensor:
+def _stack(alike: Sequence[Tensor]) -> Tensor:
     """Put samples (S, M) of one kind together: (L, S, M), in float32 at the least."""
-    stacked_LSM = torch.stack([samples[i] for i in alike])
-    return at_least_float32(stacked_LSM.mT).mT  # maps in a row, if it copies, as they are read
-
-
-def _alike(kinds: Sequence[tuple[object, ...]]) -> list[list[int]]:
-    """Put together the places of equal kinds."""
-    found: dict[tuple[object, ...], list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(i)
-    return list(found.values())
+    stacked_LMS = torch.stack([samples_SM.mT for samples_SM in alike])  # a map in a row, as read
+    return at_least_float32(stacked_LMS).mT

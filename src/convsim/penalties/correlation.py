@@ -22,11 +22,14 @@ from convsim.similarity.cosine import squared_products, squared_products_and_gra
 
 _VARIANCE = 1e-5
 """ε, that of torch's normalization layers: what it makes constant, they make constant too."""
+_PEAK = 1e12
+"""The largest value of a map whose variance is taken as it is: any dtype holds its square."""
 
 
 def squared_correlation(samples_LSM: Tensor) -> Tensor:
     """Average ρ_ij² over all pairs i ≠ j of columns; a constant column correlates with none."""
-    standard_LMS = layer_norm(samples_LSM.mT, samples_LSM.shape[-2:-1], eps=_VARIANCE)
+    maps_LMS = samples_LSM.mT * _scale(samples_LSM.detach())
+    standard_LMS = layer_norm(maps_LMS, samples_LSM.shape[-2:-1], eps=_VARIANCE)
     return squared_products(standard_LMS) / _divisor(samples_LSM)
 
 
@@ -35,13 +38,20 @@ def squared_correlation_and_gradient(samples_LSM: Tensor) -> tuple[Tensor, Tenso
 
     Cost: 2·S·M·min(S, M) multiplications.
     """
-    maps_LMS, over = samples_LSM.mT.contiguous(), samples_LSM.shape[-2:-1]
+    scale_LM1, over = _scale(samples_LSM), samples_LSM.shape[-2:-1]
+    maps_LMS = samples_LSM.mT.contiguous() * scale_LM1
     standard_LMS, mean, inverse = torch.native_layer_norm(maps_LMS, over, None, None, _VARIANCE)
     total_L, gradient_LMS = squared_products_and_gradient(standard_LMS, _divisor(samples_LSM))
     gradient_LMS, _, _ = torch.ops.aten.native_layer_norm_backward(
         gradient_LMS, maps_LMS, over, mean, inverse, None, None, [True, False, False]
     )
-    return total_L, gradient_LMS.mT
+    return total_L, gradient_LMS.mul_(scale_LM1).mT
+
+
+def _scale(samples_LSM: Tensor) -> Tensor:
+    """Find what brings each map (L, M, 1) down to the largest value: 1 for any but a huge one."""
+    peak_LM1 = samples_LSM.mT.abs().amax(-1, keepdim=True)
+    return (_PEAK / peak_LM1).clamp(max=1)
 
 
 def _divisor(samples_LSM: Tensor) -> int:

@@ -26,9 +26,8 @@ class MapSimilarity(ActivationPenalty):
     inputs to be white, this takes them as they are. The gradient reaches the layer's kernels and,
     through its input, earlier layers. It is 0 if no two maps correlate and 1 if all are multiples
     of each other; scale does not matter while variances are far above ε, and a constant map
-    correlates with none; nor does one whose variance float32 cannot hold, beyond 10¹⁹. Sampling
-    adds to every ρ² about 1 over the number of samples. Maps are taken as the layer puts them out,
-    before normalization and activation.
+    correlates with none. Sampling adds to every ρ² about 1 over the number of samples. Maps are
+    taken as the layer puts them out, before normalization and activation.
 
     DeCov (Cogswell et al. 2016) penalises covariance instead, which a smaller scale lowers too.
 

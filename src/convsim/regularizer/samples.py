@@ -84,7 +84,7 @@ class Samples:
                 runs.clear()
             asked[0] = False
             own = runs.setdefault(name, [])
-            if not _trains(module):
+            if not any(map(takes_gradients, module.parameters())):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
@@ -135,12 +135,6 @@ class Samples:
     def forget(self) -> None:
         """Drop what is kept."""
         self._runs.clear()
-
-
-def _trains(module: nn.Module) -> bool:
-    own = module._parameters.get("weight")
-    trains = own is not None and own.requires_grad  # spares looking further
-    return trains or any(map(takes_gradients, module.parameters()))
 
 
 def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str, nn.Module]]:

@@ -42,7 +42,7 @@ def sample_maps(
         (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    if type(maps_NMx) is not Tensor or not tensors_are_real():
+    if not tensors_are_real():
         return _read_traced(maps_NMx, count), None
     places = _Places(maps_NMx, count)
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad

@@ -38,7 +38,7 @@ def squared_products(unit_GMn: Tensor) -> Tensor:
     return off_diagonal(unit_GMn @ unit_GMn.mT).square().sum((-2, -1))
 
 
-def squared_products_and_gradient(unit_GMn: Tensor, divisor: float = 1.0) -> tuple[Tensor, Tensor]:
+def squared_products_and_gradient(unit_GMn: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
     """Compute `squared_products` and its gradient g (G, M, n), both over a divisor.
 
     ‖u uᵀ‖ = ‖uᵀu‖: the smaller of the two is made, M × M or n × n.
