@@ -73,7 +73,9 @@ class _Places:
         """Add samples' gradient to that of the maps."""
         pixels_NxM = gradient_NMx.movedim(1, -1)
         if pixels_NxM.is_contiguous():
-            pixels_NxM.view(-1, pixels_NxM.shape[-1]).index_add_(0, self._flat, own_SM)
+            rows_PM = pixels_NxM.view(-1, pixels_NxM.shape[-1])
+            # Of others, torch would copy all rows there and back.
+            rows_PM.index_add_(0, self._flat, own_SM.contiguous())
         else:  # faster than to accumulate
             pixels_NxM[self.axes] = pixels_NxM[self.axes] + own_SM
 
