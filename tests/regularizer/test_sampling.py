@@ -1,5 +1,7 @@
 """Sampled maps whose gradient meets that of the loss, against plain indexing and autograd."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -109,6 +111,33 @@ def test_memory_that_others_read_is_not_written_to():
     (maps.square().mean() + regularizer()).backward()
     assert len(kept) == 2
     torch.testing.assert_close(kept[-1], before)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_as_large_as_the_maps_is_copied(dtype, last):
+    """Counted by torch's profiler, beside the same step without the penalty."""
+    reseed()
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    model, x = model.to(dtype, memory_format=layout), torch.randn(4, 3, 32, 32, dtype=dtype)
+    x = x.contiguous(memory_format=layout)
+    large = 4 * 8 * 28 * 28
+
+    def copies(penalty):
+        loss = model(x).square().mean()
+        loss = loss + penalty()
+        with torch.profiler.profile(record_shapes=True) as profiler:
+            loss.backward()
+        copied = [
+            event
+            for event in profiler.events()
+            if event.name == "aten::copy_" and math.prod(event.input_shapes[0]) >= large
+        ]
+        return len(copied)
+
+    plain = copies(lambda: 0)
+    assert copies(Regularizer(model)) == plain
 
 
 def test_two_backward_passes_and_two_regularizers_add_up():

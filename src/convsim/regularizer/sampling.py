@@ -74,8 +74,11 @@ class _Places:
         pixels_NxM = gradient_NMx.movedim(1, -1)
         if pixels_NxM.is_contiguous():
             rows_PM = pixels_NxM.view(-1, pixels_NxM.shape[-1])
-            # Of others, torch would copy all rows there and back.
-            rows_PM.index_add_(0, self._flat, own_SM.contiguous())
+            if rows_PM.is_cpu:  # where index_add_ copies all rows there and back, of bfloat16
+                sum_SM = rows_PM.index_select(0, self._flat).add_(own_SM.contiguous())
+                rows_PM.index_copy_(0, self._flat, sum_SM)
+            else:
+                rows_PM.index_add_(0, self._flat, own_SM)
         else:  # faster than to accumulate
             pixels_NxM[self.axes] = pixels_NxM[self.axes] + own_SM
 
