@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import convsim
 
@@ -116,12 +117,36 @@ def test_a_forward_in_place_spares_the_batch():
         ("images", r"got a str\. Give forward="),
         ([], r"got a list\. Give forward="),
         (None, r"got a NoneType\. Give forward="),
+        (IMAGES.numpy(), r"numpy array: give torch\.from_numpy\(batch\)"),
+        (IMAGES.movedim(1, -1), r"'0', takes 3 channels, .*channels first, images\.movedim\(-1, 1"),
+        (IMAGES[:, :1], r"takes 3 channels, .* of grey ones images\.repeat_interleave\(3, 1\)"),
+        (IMAGES[None], r"takes \(N, 3, H, W\): 4 axes, of which the first counts images"),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,
 )
 def test_what_does_not_fit_is_told_with_its_remedy(batch, said):
     with pytest.raises(convsim.ConvsimError, match=said):
         convsim.measure(nn.Sequential(nn.Conv2d(3, 4, 3)), [batch])
+    with pytest.raises(convsim.ConvsimError, match=said):
+        convsim.shrink(nn.Sequential(nn.Conv2d(3, 4, 3)), [batch], channels=0.5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (IMAGES, r"got Tensor\. Give \[batch\]"),
+        ({"images": IMAGES}, r"got dict\. Give \[batch\]"),
+        ("photographs/", r"got str\. .*ImageFolder and a DataLoader"),
+        (TensorDataset(IMAGES), r"got TensorDataset\. Give torch\.utils\.data\.DataLoader\("),
+        (None, r"got NoneType\. Give \[batch\]"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)
+def test_what_is_no_iterable_of_batches_is_told_with_its_remedy(batches, said):
+    with pytest.raises(convsim.ConvsimError, match=rf"^measure\(\) takes an iterable.* {said}"):
+        convsim.measure(nn.Sequential(nn.Conv2d(3, 4, 3)), batches)
+    with pytest.raises(convsim.ConvsimError, match=rf"^shrink\(\) takes an iterable.* {said}"):
+        convsim.shrink(nn.Sequential(nn.Conv2d(3, 4, 3)), batches, channels=0.5)
 
 
 def test_too_few_inputs_are_told():
@@ -132,8 +157,8 @@ def test_too_few_inputs_are_told():
 
 
 def test_a_network_that_fails_for_another_reason_says_so_itself():
-    with pytest.raises(RuntimeError, match="expected input"):
-        convsim.measure(nn.Sequential(nn.Conv2d(2, 4, 3)), [IMAGES])
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        convsim.measure(nn.Sequential(nn.Conv2d(3, 4, 30)), [IMAGES])
 
 
 def test_an_empty_batch_counts_for_nothing():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from inspect import Parameter
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,33 @@ Forward = Callable[[nn.Module, Any], object]
 
 _TARGETS = ("label", "labels", "target", "targets")
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def require_batches(batches: Any, caller: str, otherwise: str = "") -> Iterable[Batch]:
+    """Refuse what is no iterable of batches, with what would make it one.
+
+    Args:
+        batches: What was given.
+        caller: The function that takes it.
+        otherwise: What else it takes.
+
+    Raises:
+        ConvsimError: If it is a tensor, a path, a data set or nothing to go through.
+    """
+    if isinstance(batches, Iterable) and not isinstance(batches, Tensor | str | Mapping):
+        return batches
+    remedy = "Give [batch]"
+    if isinstance(batches, str | Path):
+        remedy = (
+            "Images in a folder are read by torchvision.datasets.ImageFolder and a DataLoader, or "
+            "on the command line by --data"
+        )
+    elif hasattr(batches, "__getitem__") and not isinstance(batches, Tensor | Mapping):
+        remedy = "Give torch.utils.data.DataLoader(dataset, batch_size=32)"
+    raise ConvsimError(
+        f"{caller}() takes an iterable of batches, such as [images]{otherwise}; got "
+        f"{type(batches).__name__}. {remedy}."
+    )
 
 
 def copied(batch: Any, device: torch.device | None) -> Any:
@@ -49,12 +78,23 @@ def run(model: nn.Module, batch: Any) -> None:
             fit.
     """
     args, kwargs = _arguments(model, batch)
-    try:
+    with saying_why(model, batch, (*args, *kwargs.values())):
         model(*args, **kwargs)
+
+
+@contextmanager
+def saying_why(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> Iterator[None]:
+    """Say why a model failed on its inputs from a batch, where types and shapes tell.
+
+    Raises:
+        ConvsimError: With the remedy, instead of what the model raised.
+    """
+    try:
+        yield
     except ConvsimError:
         raise
     except Exception as error:
-        reason = _misfit(model, batch, (*args, *kwargs.values()))
+        reason = _misfit(model, batch, inputs)
         if reason is None:
             raise
         raise ConvsimError(reason) from error
@@ -146,6 +186,8 @@ def _unreadable(batch: Any, required: Sequence[Parameter]) -> str:
     """Say what a batch must be, and what this one is."""
     names = f" or what forward takes ({', '.join(x.name for x in required)})" if required else ""
     holds, call = "", "…"
+    if type(batch).__name__ == "ndarray":
+        return "A batch is a numpy array: give torch.from_numpy(batch), of the model's dtype."
     if isinstance(batch, Mapping):
         holds = f" with {', '.join(map(repr, batch))}"
         call = f"batch[{next(iter(batch), '…')!r}]"
@@ -156,8 +198,8 @@ def _unreadable(batch: Any, required: Sequence[Parameter]) -> str:
     )
 
 
-def _misfit(model: nn.Module, batch: Any, inputs: tuple[Any, ...]) -> str | None:
-    """Say why a model may have failed on inputs, if their types tell."""
+def _misfit(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> str | None:
+    """Say why a model may have failed on inputs, if their types and shapes tell."""
     given = next((x for x in inputs if isinstance(x, Tensor)), None)
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     if given is None or weights is None:
@@ -166,13 +208,37 @@ def _misfit(model: nn.Module, batch: Any, inputs: tuple[Any, ...]) -> str | None
     if given.dim() < 2 and other:
         return (
             f"The batch starts with a tensor of shape {tuple(given.shape)}, {given.dtype}, as "
-            "labels have: give (images, labels), or "
+            "labels have: give (images, labels), or to measure() "
             "forward=lambda model, batch: model(batch[1])."
         )
     if given.dtype == weights:
-        return None
+        return _misshapen(model, given)
     remedy = f"images.to({weights})" if given.is_floating_point() else "images.float() / 255"
     return (
         f"The batch is {given.dtype} and the model's weights are {weights}: give the images as in "
         f"training, such as {remedy}."
     )
+
+
+def _misshapen(model: nn.Module, given: Tensor) -> str | None:
+    """Say what a model's first convolution takes, if inputs are something else."""
+    found = [(n, m) for n, m in model.named_modules() if hasattr(m, "in_channels")]
+    name, first = found[0] if found else ("", None)
+    axes, channels = 2 + len(getattr(first, "kernel_size", ())), getattr(first, "in_channels", 0)
+    if first is None or axes < 3:
+        return None
+    said = (
+        f"The batch has shape {tuple(given.shape)}, and the first convolution, "
+        f"{name or type(first).__name__!r}, takes"
+    )
+    if given.dim() != axes:
+        sizes = ", ".join(("D", "H", "W")[5 - axes :])
+        return f"{said} (N, {channels}, {sizes}): {axes} axes, of which the first counts images."
+    if given.shape[1] == channels:
+        return None
+    remedy = f"give images of {channels} channels"
+    if given.shape[-1] == channels:
+        remedy = "put the channels first, images.movedim(-1, 1)"
+    elif given.shape[1] == 1:
+        remedy += f", of grey ones images.repeat_interleave({channels}, 1)"
+    return f"{said} {channels} channels, the second axis: {remedy}."

@@ -49,7 +49,7 @@ class RedundancyImportance:
     def __init__(self, model: nn.Module, batches: Iterable[Batch], *, positions: int = 32) -> None:
         require_shrinkable(model)
         self._model = model
-        self._inputs = calibration_batches(model, batches)
+        self._inputs = calibration_batches(copy.deepcopy(model).eval(), batches)
         self._positions = positions
         self._shapes: list[torch.Size] = []
         self._scores: dict[str, list[float]] = {}

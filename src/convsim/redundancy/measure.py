@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import get_args
 
-from torch import Tensor, nn
+from torch import nn
 
-from convsim.batches import Batch, Forward, copied, images_of, run
+from convsim.batches import Batch, Forward, copied, images_of, require_batches, run
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import LayerFilter
 from convsim.redundancy.evaluation import evaluating
@@ -99,11 +99,9 @@ def measure(
         if batches is not None:
             raise ConvsimError("measure() takes batches or input_size=…, not both.")
         batches, data = noise(input_size), f"{NOISE} of shape {tuple(input_size)}"
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise ConvsimError(
-            "measure() takes an iterable of batches, such as [images], or for a first look on "
-            f"noise input_size=(3, 32, 32); got {type(batches).__name__}."
-        )
+    batches = require_batches(
+        batches, "measure", ", or for a first look on noise input_size=(3, 32, 32)"
+    )
     if not isinstance(model, nn.Module):
         raise ConvsimError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
     if place not in get_args(Place):

@@ -16,7 +16,7 @@ from torch import Tensor
 from convsim.report.heat_map import binned, similarity_order
 from convsim.report.html import document, source_hash
 from convsim.report.raw import tensor_bytes
-from convsim.report.verdict import alike, unrelated, verdict
+from convsim.report.verdict import alike, most_repeated, unrelated, verdict
 from convsim.version import __version__
 from convsim.visible import visible
 
@@ -66,6 +66,7 @@ def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, 
         "model": visible(report.model),
         "images": report.images,
         "verdict": verdict(report),
+        "first": _first(report),
         "origin": visible(report.origin),
         "pairs": "twins" if report.place == "reading" else "alike",
         "silent": [visible(name) for name in report.silent],
@@ -82,6 +83,12 @@ def _report(report: ModelRedundancy, orders: dict[str, list[int]]) -> dict[str, 
             "values": _base64(report.examples),
         },
     }
+
+
+def _first(report: ModelRedundancy) -> int:
+    """Return the place of the layer to open the page with: the one that the verdict names."""
+    layer = most_repeated(report)
+    return 0 if layer is None else [*report].index(layer)
 
 
 def _layer(layer: LayerRedundancy, order: list[int]) -> dict[str, Any]:

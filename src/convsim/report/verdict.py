@@ -43,15 +43,23 @@ def alike(layer: LayerRedundancy) -> int:
     return len(layer.duplicates() if layer.pooled is None else layer.twins())
 
 
+def most_repeated(report: ModelRedundancy) -> LayerRedundancy | None:
+    """Find the layer whose maps use the smallest share of their directions, if any has two maps."""
+    return min(_counted(report), key=rank_share, default=None)
+
+
+def _counted(report: ModelRedundancy) -> list[LayerRedundancy]:
+    return [layer for layer in report if not math.isnan(layer.similarity)]
+
+
 def verdict(report: ModelRedundancy) -> str:
     """Say where a network repeats itself most, against what, and what to do about it."""
-    counted = [layer for layer in report if not math.isnan(layer.similarity)]
-    if not counted:
+    counted, worst = _counted(report), most_repeated(report)
+    if worst is None:
         return "No layer has two maps to compare: measure other layers, or larger inputs."
     maps = sum(layer.filters for layer in counted)
     rank = sum(layer.effective_rank for layer in counted)
     total = f"All {len(counted)} layers together: {maps:,} maps, effective rank {rank:,.0f}."
-    worst = min(counted, key=rank_share)
     if rank_share(worst) >= _SPREAD:
         advice = (
             f"Little to gain: even in {_name(worst)}, {_numbers(worst)}. Shrinking would cost "
@@ -74,7 +82,7 @@ def _name(layer: LayerRedundancy) -> str:
 
 def _numbers(layer: LayerRedundancy) -> str:
     twins = alike(layer)
-    same = f", {twins} {'pair' if twins == 1 else 'pairs'} all but equal" if twins else ""
+    same = f", {twins} {'pair' if twins == 1 else 'pairs'} nearly equal" if twins else ""
     return (
         f"{layer.filters} maps, rank {layer.effective_rank:.0f} (if all were different: "
         f"{layer.filters}){same}; similarity {layer.similarity:.2f} (of unrelated maps: "

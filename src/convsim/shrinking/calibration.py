@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from convsim.batches import Batch, only_input
-from convsim.errors import ConvsimError, NonFiniteError
+from convsim.batches import Batch, only_input, require_batches, saying_why
+from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
+
+_FEW = 32
+"""Fewer images than these are warned of."""
 
 
 def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
     """Take what a model reads out of batches as `convsim.measure` does, and keep it on the CPU.
 
+    The model, in ``eval()`` mode, is run on the first images.
+
     Raises:
-        ConvsimError: If there is none, or one is of another kind, or the model takes several
-            tensors.
+        ConvsimError: If there is none, or one is of another kind or does not fit the model, or the
+            model takes several tensors.
         NonFiniteError: If one holds NaN or infinity.
     """
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise ConvsimError(
-            "shrink() takes an iterable of batches, such as [images]; got "
-            f"{type(batches).__name__}."
-        )
-    read = (only_input(model, batch).detach().cpu() for batch in batches)
-    found = [inputs for inputs in read if len(inputs)]
+    found: list[Tensor] = []
+    for batch in require_batches(batches, "shrink"):
+        inputs = only_input(model, batch).detach()
+        if len(inputs) and not found:
+            few = inputs[:2].to(device_of(model))
+            with torch.no_grad(), saying_why(model, batch, [inputs]):
+                model(few)
+        if len(inputs):
+            found.append(inputs.cpu())
     if not found:
         raise ConvsimError(
             "shrink() needs calibration images, a few hundred or more; got none. Labels are not "
@@ -36,6 +44,13 @@ def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tens
             raise NonFiniteError(
                 "The calibration images hold NaN or infinite values. Leave those images out."
             )
+    if (count := sum(map(len, found))) < _FEW:
+        warnings.warn(
+            f"Shrinking on {count} calibration images, which say little of others: give a few "
+            "hundred or more. Labels are not needed.",
+            ConvsimWarning,
+            stacklevel=3,
+        )
     return found
 
 

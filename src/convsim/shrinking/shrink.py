@@ -158,8 +158,8 @@ def shrink(
     """
     target = _target(channels=channels, parameters=parameters, macs=macs, keep=keep)
     require_shrinkable(model)
-    inputs = calibration_batches(model, batches)
     original = copy.deepcopy(model).eval().requires_grad_(False)
+    inputs = calibration_batches(original, batches)
     found = survey(original, inputs, layers=layers, positions=positions)
     kept = _choose(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
     _require_sound(original, found, kept, inputs[0])

@@ -29,7 +29,7 @@ const SEQUENTIAL = Array.from({ length: 256 }, (_, v) => {
   return ANCHORS[n].map((a, c) => a + (ANCHORS[n + 1][c] - a) * (place - n));
 });
 const UNDEFINED = [220, 220, 220];
-const signed = (v) => v < 0 ? [255 + 2 * v, 255 + 1.2 * v, 255] : [255, 255 - 1.2 * v, 255 - 2 * v];
+const signed = (v) => v < 0 ? [255 + 2 * v, 255 + 1.2 * v, 255] : [255, 255 - 2 * v, 255 - 1.7 * v];
 
 function paint(canvas, width, height, colour) {
   canvas.width = width;
@@ -74,6 +74,12 @@ function summarize() {
   $("ranks").textContent = "Rank correlation with feature-map similarity: " +
     last.ranks.map(([name, layers, pairs]) =>
       `${name} ${text(layers, 2)} across layers, ${text(pairs, 2)} across pairs`).join("; ") + ".";
+  const of_pairs = last.pairs === "twins"
+    ? "twins: pairs of which one can be folded into the other; spare: maps that can go if 1 % of the energy of " +
+      "all may be lost when those that stay tell them"
+    : "alike: pairs at 0.95 or more, of either sign";
+  $("columns").textContent = `rank: how many directions the maps use; ${of_pairs}; dead: zero on every image; ` +
+    "shape: similarity less each map’s mean. Each column’s head says more.";
   if (last.silent.length)
     $("ranks").textContent += ` All maps are zero in ${last.silent.join(", ")}: no similarity, left out of the mean.`;
   $("foot").textContent = `convsim ${convsim}`;
@@ -255,5 +261,4 @@ $("previous").onclick = () => choose(state.layer - 1);
 $("next").onclick = () => choose(state.layer + 1);
 $("quantity").onchange = $("order").onchange = showHeat;
 $("details").onchange = () => $("layers").classList.toggle("detailed", $("details").checked);
-const worst = last.layers.reduce((best, x, n) => (x.similarity || 0) > (last.layers[best].similarity || 0) ? n : best, 0);
-choose(worst);
+choose(last.first);
