@@ -110,3 +110,23 @@ def test_a_preprocessing_of_ones_own(run, photographs, tmp_path, monkeypatch):
     answer = run("measure", "cnn", "--data", photographs, "--skip-bad", "--width", "2",
                  "--preprocess", "mine_to_prepare:small", "--json", "-")  # fmt: skip
     assert "prepared by mine_to_prepare:small" in json.loads(answer.out)["data"]
+
+
+def test_a_first_look_needs_no_data(run):
+    look = ("measure", "cnn", "--width", "2", "--input-size", "3", "16", "16")
+    answer = run(*look, "--json", "-")
+    report = json.loads(answer.out)
+    assert report["data"] == "noise of shape (3, 16, 16)"
+    assert report["layers"][0]["filters"] == 2
+    assert "--input-size for noise, not both" in run(*look, "--data", "digits", code=2).err
+    wrong = run("measure", "resnet20", "--input-size", "3", "0", "16", code=2)
+    assert "(3, 0, 16)" in wrong.err
+
+
+def test_a_file_or_a_name_that_is_no_network_is_told(run, tmp_path):
+    (tmp_path / "own.pt").touch()
+    answer = run("measure", tmp_path / "own.pt", "--data", "digits", code=2)
+    assert "own.pt is a file of weights" in answer.err
+    assert "give --weights" in answer.err
+    answer = run("measure", "nosuchrun", "--data", "digits", code=2)
+    assert "package.module:factory, or to look at one that was trained here, the fol" in answer.err

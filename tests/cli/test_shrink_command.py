@@ -43,7 +43,7 @@ def test_a_network_is_shrunk_saved_and_rebuilt(run, tmp_path):
         ([], "got none"),
         (["--keep-macs", "0.5", "--keep-channels", "0.5"], "--keep-macs and --keep-channels"),
         (["--keep-macs", "0"], "above 0 and at most 1"),
-        (["--keep-macs", "2"], "less than or equal to 1"),
+        (["--keep-macs", "50"], "Half is --keep-macs 0.5"),
         (["--keep-macs", "0.5", "--layers", "x"], "No module is selected"),
         (["--keep-macs", "0.5", "--images", "2"], "Ask for 10 to"),
     ],

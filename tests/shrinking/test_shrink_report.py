@@ -120,7 +120,7 @@ def test_a_notebook_shows_the_table_with_names_as_text():
     shrunk = convsim.shrink(model.eval(), [images], channels=0.5)
     page = shrunk._repr_html_()
     assert page == shrunk.report._repr_html_()
-    assert "&lt;b&gt; stays: no layer reads them" in page
+    assert "The channels of &lt;b&gt; stay: no layer reads them" in page
     assert '<td style="text-align:left">&lt;b&gt;</td>' in page
     after = shrunk.report["0"].channels.after
     assert f'<td style="text-align:right">8 → {after}</td>' in page

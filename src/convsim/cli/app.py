@@ -256,6 +256,7 @@ def demo_command(
     ] = Path("demo"),
 ) -> None:
     """See a network's redundancy, shrink it, train with and without the penalty: two minutes."""
+    check_torchvision()
     from convsim.lab.demo import presentation, run_demo, write_demo  # noqa: PLC0415 - Lightning
 
     with progress_bar() as progress:

@@ -12,8 +12,17 @@ from typing import Annotated
 import typer
 
 from convsim.cli.console import FOUND, counter, out, print_notes, progress_bar, say
-from convsim.cli.options import ANY_DATA, MODEL, BatchSize, SkipBad, with_subject
+from convsim.cli.options import (
+    MODEL,
+    OF_A_RUN,
+    AnyData,
+    BatchSize,
+    SkipBad,
+    source_of,
+    with_subject,
+)
 from convsim.errors import ConvsimError
+from convsim.lab.datasets import ImageData
 from convsim.lab.measuring import measure_on
 from convsim.lab.subject import Subject
 from convsim.redundancy import Place
@@ -25,9 +34,13 @@ _MOST_BYTES = 2**30
 @with_subject
 def measure_command(
     subject: Callable[[str], Subject],
-    model: Annotated[str, typer.Argument(help=f"{MODEL} Or the folder of a run of convsim train.")],
-    data: Annotated[
-        str | None, typer.Option(help=f"{ANY_DATA} By default, the data of the run.")
+    model: Annotated[str, typer.Argument(help=f"{MODEL} {OF_A_RUN}")],
+    data: AnyData = None,
+    input_size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(
+            metavar="C H W", help="Instead of data, noise of this shape: a first look at a network."
+        ),
     ] = None,
     images: Annotated[
         int,
@@ -89,20 +102,26 @@ def measure_command(
     for path in filter(None, (html, json)):
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
     chosen = subject(model)
-    source = data or chosen.source
-    if source is None:
-        raise typer.BadParameter("Missing option '--data'.")
-    whole = chosen.load_data(source, skip_bad=skip_bad)
-    network, preprocessing = chosen.build(whole)
-    dataset = whole.to_measure(images)
+    looked_at: ImageData | tuple[int, int, int]
+    if input_size is not None:
+        if data is not None:
+            raise ConvsimError("Give --data, or --input-size for noise, not both.")
+        network, preprocessing, looked_at = chosen.network(input_size[0]), None, input_size
+        count = None
+    else:
+        whole = chosen.load_data(source_of(chosen, data), skip_bad=skip_bad)
+        network, preprocessing = chosen.build(whole)
+        looked_at = whole.to_measure(images)
+        count = len(looked_at.test_labels)
     with progress_bar() as progress:
         report = measure_on(
-            network, dataset, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
+            network, looked_at, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
             modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
-            progress=counter(progress, "images", len(dataset.test_labels)),
+            progress=counter(progress, "images", count),
         )  # fmt: skip
     report = replace(report, model=model, weights=chosen.described)
-    print_notes(dataset)
+    if isinstance(looked_at, ImageData):
+        print_notes(looked_at)
     shown: RedundancyReport | RedundancyComparison = report
     if earlier:
         shown = RedundancyComparison({**earlier, "after": report})

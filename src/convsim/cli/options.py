@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,11 +24,17 @@ DATA = (
     "a folder ({train,test}/CLASS/*.jpg or CLASS/*.jpg), a tar of one, WebDataset shards "
     "('shards/*-{00..31}.tar'), or what Hugging Face's save_to_disk wrote."
 )
-ANY_DATA = f"{DATA} Any folder of photographs will do."
 MODEL = (
     "cnn, resnet20, resnet18, resnet34, resnet50, vgg19, wrn28-K, torchvision:NAME, "
     "timm:NAME, transformers:NAME, or package.module:factory."
 )
+OF_A_RUN = "Or the folder of a run of convsim train."
+AnyData = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{DATA} Any folder of photographs will do. By default, the data of the run."
+    ),
+]
 Width = Annotated[int | None, typer.Option(min=1, help="Width of the model's first stage.")]
 Norm = Annotated[models.Norm | None, typer.Option(help="Normalization.")]
 Activation = Annotated[models.Activation | None, typer.Option(help="Activation.")]
@@ -145,6 +152,14 @@ def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
     return chosen
 
 
+def source_of(subject: Subject, data: str | None) -> str:
+    """Return the data set that is asked for, or else that of the subject's run."""
+    source = data or subject.source
+    if source is None:
+        raise typer.BadParameter("Missing option '--data'.")
+    return source
+
+
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of the `recipe` that it takes."""
 
@@ -188,5 +203,6 @@ def _with_options(
     ]
     run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in own}
-    run.__doc__ = command.__doc__
+    # One line a paragraph, which typer breaks where the terminal ends.
+    run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
     return run

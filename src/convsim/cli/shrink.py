@@ -12,12 +12,14 @@ from torch import nn
 
 from convsim.cli.console import counter, out, print_notes, progress_bar, say
 from convsim.cli.options import (
-    ANY_DATA,
     MODEL,
+    OF_A_RUN,
+    AnyData,
     BatchSize,
     PrecisionOption,
     SkipBad,
     chosen_precision,
+    source_of,
     with_subject,
 )
 from convsim.errors import ConvsimError
@@ -29,17 +31,19 @@ from convsim.shrinking import Shrunk
 
 
 def _share(what: str) -> Any:
-    return typer.Option(min=0, max=1, help=f"Share of the {what} to keep. One of the three.")
+    return typer.Option(
+        help=f"Share of the {what} to keep, above 0 and at most 1. One of the three."
+    )
 
 
 @with_subject
 def shrink_command(
     subject: Callable[[str], Subject],
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    data: Annotated[str, typer.Option(help=ANY_DATA)],
+    model: Annotated[str, typer.Argument(help=f"{MODEL} {OF_A_RUN}")],
     folder: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Weights, plan and report of the result.")
     ],
+    data: AnyData = None,
     keep_parameters: Annotated[float | None, _share("parameters")] = None,
     keep_macs: Annotated[float | None, _share("multiplications")] = None,
     keep_channels: Annotated[float | None, _share("channels")] = None,
@@ -82,7 +86,8 @@ def shrink_command(
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
     chosen = subject(model)
-    dataset = without_unreadable(chosen.load_data(data, skip_bad=skip_bad))
+    source = source_of(chosen, data)
+    dataset = without_unreadable(chosen.load_data(source, skip_bad=skip_bad))
     if finetune:
         dataset.require_classes()
     network, preprocessing = chosen.build(dataset)
@@ -122,7 +127,13 @@ def _target(**shares: float | None) -> tuple[str, float]:
             "Give one of --keep-parameters, --keep-macs and --keep-channels; got "
             f"{' and '.join(f'--keep-{name}' for name, _ in given) or 'none'}."
         )
-    return given[0]
+    name, share = given[0]
+    if not 0 < share <= 1:
+        raise ConvsimError(
+            f"--keep-{name} is a share above 0 and at most 1; got {share:g}. Half is "
+            f"--keep-{name} 0.5."
+        )
+    return name, share
 
 
 def _tell(

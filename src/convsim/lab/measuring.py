@@ -18,7 +18,7 @@ from convsim.report import RedundancyReport
 
 def measure_on(
     model: nn.Module,
-    data: ImageData,
+    data: ImageData | tuple[int, ...],
     *,
     preprocessing: Preprocessing | None = None,
     batch_size: int = 32,
@@ -33,7 +33,8 @@ def measure_on(
 
     Args:
         model: The model; it is moved to that device.
-        data: The images, in memory or in their files.
+        data: The images, in memory or in their files; or, for a first look, the shape (C, H, W) of
+            one input of noise.
         preprocessing: How they reach the model; standardised by mean and standard deviation of the
             training part if None.
         batch_size: Images at once. It does not change the result.
@@ -49,14 +50,12 @@ def measure_on(
         DataError: If an image cannot be read and may not be left out.
         NonFiniteError: As `convsim.measure`.
     """
-    if preprocessing is None:
-        preprocessing = Standardised.of(data.train_images)
-    shape: tuple[int, ...] = ()
+    shape = () if isinstance(data, ImageData) else data
 
-    def batches() -> Iterator[Tensor]:
+    def batches(data: ImageData) -> Iterator[Tensor]:
         nonlocal shape
-        done = 0
-        for batch in prepared(data.test_images, preprocessing, batch_size):
+        done, how = 0, preprocessing or Standardised.of(data.train_images)
+        for batch in prepared(data.test_images, how, batch_size):
             shape = tuple(batch.shape[1:])
             yield batch
             done += len(batch)
@@ -67,14 +66,18 @@ def measure_on(
     try:
         report = measure(
             model,
-            batches(),
+            batches(data) if isinstance(data, ImageData) else None,
+            input_size=None if isinstance(data, ImageData) else data,
             layers=layers,
             modules=modules,
             examples=examples,
             autocorrelation=autocorrelation,
             place=place,
         )
-        return replace(report, data=f"{data.name}, test images, {preprocessing.description}")
+        if not isinstance(data, ImageData):
+            return report
+        how = preprocessing or Standardised.of(data.train_images)
+        return replace(report, data=f"{data.name}, test images, {how.description}")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:

@@ -120,7 +120,9 @@ def build_model(
     if name not in MODELS:
         known = [*MODELS, "wrn28-10", *(f"{library}:NAME" for library in LIBRARIES)]
         raise ConvsimError(
-            f"Unknown model {name!r}.{did_you_mean(name, known)} The models are {', '.join(known)}."
+            f"Unknown model {name!r}.{did_you_mean(name, known)} The models are "
+            f"{', '.join(known)}, one of yours as package.module:factory, or to look at one that "
+            "was trained here, the folder of its run."
         )
     default_width, build = MODELS[name]
     return build(style, classes, channels, width or default_width)

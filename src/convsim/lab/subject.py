@@ -65,6 +65,11 @@ class Subject:
     def __post_init__(self) -> None:
         folder = Path(self.model)
         record = None
+        if folder.is_file():
+            raise ConvsimError(
+                f"{self.model} is a file of weights, which does not say what network they are of: "
+                f"name it, and give --weights {self.model}."
+            )
         if ":" not in self.model and folder.is_dir():
             record = _read_record(folder)
             given = [n for n in ("width", "norm", "activation") if getattr(self, n) is not None]
@@ -145,23 +150,31 @@ class Subject:
             ConvsimError: As `build_model`, and if the library has no preprocessing for it.
             DataError: If weights do not fit.
         """
-        recorded, recipe = self._recorded, self._recipe
+        recorded = self._recorded
         channels = data.test_images.shape[1]
         if recorded is not None:
             channels = recorded.channels
         elif self._from_library or self.preprocess is not None:
             channels = 3
-        classes = self.classes or (self._record or {}).get("classes")
-        if classes is None:
-            classes = len(data.classes) if data.labelled else MOST_CLASSES
+        network = self.network(channels, len(data.classes) if data.labelled else MOST_CLASSES)
+        return network, self._preprocessing(network, data, recorded)
+
+    def network(self, channels: int, classes: int = MOST_CLASSES) -> nn.Module:
+        """Build the network alone, for images of so many channels; raises as `build`.
+
+        Args:
+            channels: Channels of the images.
+            classes: Classes of the head where neither `classes` nor a record says how many.
+        """
+        classes = self.classes or (self._record or {}).get("classes") or classes
         torch.manual_seed(0)
         network = build_model(
             self.name, classes=classes, channels=channels, pretrained=self.pretrained,
-            **{n: getattr(self, n) or recipe.get(n) for n in ("width", "norm", "activation")},
+            **{n: getattr(self, n) or self._recipe.get(n) for n in ("width", "norm", "activation")},
         )  # fmt: skip
         if self.weights is not None:
             load_weights(network, self.weights, self.entry)
-        return network, self._preprocessing(network, data, recorded)
+        return network
 
     def _preprocessing(
         self, network: nn.Module, data: ImageData, recorded: Standardised | None

@@ -26,7 +26,11 @@ def shrink_grid(report: NetworkChange) -> Grid:
         f"Outputs differ by {_percent(report.output_error)} of their variance on the calibration "
         "images."
     ]
-    notes += [f"{visible(one.name)} stays: {one.reason}." for one in report.layers if one.reason]
+    notes += [
+        f"The channels of {visible(one.name)} stay: {one.reason}."
+        for one in report.layers
+        if one.reason
+    ]
     return Grid(
         f"{report.model}, shrunk on {report.images:,} images",
         ("layer", "channels", "parameters", "multiplications", "error"),

@@ -181,7 +181,7 @@ def _whole_layout(names: Sequence[str], where: Path, whole: bool) -> Layout:
     if len(classes) < 2:
         classes = UNLABELLED
     if not names or (classes == UNLABELLED and not whole):
-        has = "no images" if not names and whole else "neither"
+        has = "neither" if names else "no images"
         raise _another_layout(where, has, ", or {class}/{image}")
     found: dict[str, list[tuple[str, int]]] = {label: [] for label in classes}
     for number, name in enumerate(inside):
