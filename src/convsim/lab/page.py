@@ -25,6 +25,7 @@ p { opacity: .8; font-size: .9rem; }
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #181a1b; }
   a { color: #7ccfb0; }
+  img { filter: invert(.9) hue-rotate(180deg); }
 }
 @media (max-width: 34rem) { th, td { padding: .3rem .4rem; font-size: .9rem; } }
 """

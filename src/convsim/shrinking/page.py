@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from html import escape
 
-from convsim.report.html import content_policy, source_hash
-from convsim.shrinking.changes import Before, FoldPicture, LayerChange, NetworkChange
+from convsim.report.html import document
+from convsim.shrinking.changes import Before, FoldedMap, FoldPicture, LayerChange, NetworkChange
 from convsim.shrinking.pictures import drawn
 from convsim.visible import visible
 
 _STYLE = """
-:root { color-scheme: light dark; --fill: #4c78a8; --gone: #d8dee6; }
-@media (prefers-color-scheme: dark) { :root { --gone: #3a4048; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+:root { color-scheme: light dark; --fill: #1b7f5c; --gone: #d8dee6; --text: #222; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --fill: #3fae86; --gone: #3a4048; --text: #e6e6e6; --paper: #181a1b; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
+  color: var(--text); background: var(--paper); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1.5rem 0; }
 .figures b { display: block; font-size: 1.6rem; }
@@ -25,24 +27,19 @@ svg { vertical-align: middle; } .all { fill: var(--gone); } .kept { fill: var(--
 figure { margin: 0; } figcaption { font-size: .8em; }
 figure span { display: inline-block; text-align: center; margin-right: .35rem; font-size: .75em; }
 figure img { display: block; width: 64px; image-rendering: pixelated; margin: auto; }
+.scroll { overflow-x: auto; } td { white-space: nowrap; } td.note {
+  white-space: normal; min-width: 12rem; }
+@media (max-width: 34rem) { th, td { padding: .2rem .35rem; font-size: .85rem; } }
 details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .85em; }
 """
 
 
 def shrink_page(report: NetworkChange) -> str:
     """Make the page: the whole network, a bar a layer, and what each lost map was folded into."""
-    title = escape(f"Shrinking {visible(report.model)}")
-    policy = content_policy(f"style-src '{source_hash(_STYLE)}'", "img-src data:")
+    title = f"Shrinking {report.model}"
     rows = "\n".join(map(_row, report.layers))
     folds = "\n".join(_folds(layer) for layer in report.layers if layer.folded)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{_STYLE}</style></head>
-<body>
-<h1>{title}</h1>
+    body = f"""<h1>{escape(visible(title))}</h1>
 <div class="figures">
 <div><b>{_share(report.parameters)}</b>of the parameters: {_counts(report.parameters)}</div>
 <div><b>{_share(report.macs)}</b>of the multiplications: {_counts(report.macs)}</div>
@@ -50,11 +47,11 @@ def shrink_page(report: NetworkChange) -> str:
 on {report.images:,} calibration images</div>
 </div>
 <h2>Layers</h2>
-<table>
+<div class="scroll"><table>
 <tr><th>Layer</th><th></th><th>Channels</th><th>Parameters</th><th>Multiplications</th>
 <th>Error</th><th class="note"></th></tr>
 {rows}
-</table>
+</table></div>
 <p>Error: what the consumers of a layer's maps lose by those that are gone, relative to the variance
 of what they put out, before later layers repair any of it.</p>
 <h2>Which maps were folded into which</h2>
@@ -62,9 +59,8 @@ of what they put out, before later layers repair any of it.</p>
 of it are named. Pictures show what the first layer that reads the maps sees of the first
 calibration image: the map that is gone, what all kept ones tell of it on the same scale of grey,
 and the three, each on its own scale.</p>
-{folds or "<p>None: every map stays.</p>"}
-</body></html>
-"""
+{folds or "<p>None: every map stays.</p>"}"""
+    return document(title, _STYLE, body, "img-src data:")
 
 
 def _row(layer: LayerChange) -> str:
@@ -89,17 +85,25 @@ def _bar(count: Before) -> str:
 
 def _folds(layer: LayerChange) -> str:
     items = "\n".join(
-        f"<tr><td>{fold.map}</td><td class='note'>"
-        + (" + ".join(f"{factor:.3g} · map {kept}" for kept, factor in fold.into) or "nothing")
-        + "</td></tr>"
+        f"<tr><td>{fold.map}</td><td class='note'>" + (_sum(fold) or "nothing") + "</td></tr>"
         for fold in layer.folded
     )
     pictures = "\n".join(_picture(fold, layer) for fold in layer.pictures)
     return (
-        f"<details><summary>{escape(visible(layer.name))}: {len(layer.folded)} maps</summary>"
+        f"<details><summary>{escape(visible(layer.name))}: {_maps(layer)}</summary>"
         f"<div class='folds'>{pictures}</div>"
         f"<table><tr><th>Map</th><th class='note'>read as</th></tr>\n{items}</table></details>"
     )
+
+
+def _maps(layer: LayerChange) -> str:
+    return f"{len(layer.folded)} map{'s' * (len(layer.folded) > 1)}"
+
+
+def _sum(fold: FoldedMap) -> str:
+    """Write the sum of kept maps that stands for one that is gone."""
+    terms = (f"{'−' if factor < 0 else '+'} {abs(factor):.3g} · map {m}" for m, factor in fold.into)
+    return " ".join(terms).removeprefix("+ ")
 
 
 def _picture(fold: FoldPicture, layer: LayerChange) -> str:
