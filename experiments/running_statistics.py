@@ -85,18 +85,20 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     path, data = out / "records.jsonl", load_dataset("digits")
     how = Standardised.of(data.train_images)
-    images, tests = how.batch(data.train_images), how.batch(data.test_images)
+    train_images, test_images = data.train_images, data.test_images
+    assert isinstance(train_images, Tensor)
+    assert isinstance(test_images, Tensor)
+    images, tests = how.batch(train_images), how.batch(test_images)
     done = {(*record["place"], record["seed"]) for record in read_records(path)}
-    for *place, seed in product(RATES, SCHEDULES, STEPS, COEFFICIENTS, SEEDS):
+    for place, seed in product(product(RATES, SCHEDULES, STEPS, COEFFICIENTS), SEEDS):
         if (*place, seed) in done:
             continue
-        model = trained((*place,), seed, images, data.train_labels)
+        model = trained(place, seed, images, data.train_labels)
         scores = {"running": accuracy(model, tests, data.test_labels)}
         update_bn(images.split(BATCH), model.train())
         scores["anew"] = accuracy(model, tests, data.test_labels)
-        append_record(
-            path, {"place": place, "seed": seed} | scores | {"environment": environment()}
-        )
+        record = {"place": place, "seed": seed, **scores, "environment": environment()}
+        append_record(path, record)
     (out / "table.md").write_text(table(read_records(path)), encoding="utf-8")
     print(table(read_records(path)))
 
