@@ -142,7 +142,8 @@ def figure(records: Records) -> None:
     chart, axes = plt.subplots(
         rows, columns, figsize=(6 * columns, 4.2 * rows + 0.8), squeeze=False, layout="constrained"
     )
-    colors = {method: f"C{n}" for n, method in enumerate(dict.fromkeys(o["method"] for o in shown))}
+    methods = dict.fromkeys(o["method"] for o in shown)
+    colors = {method: plt.get_cmap("tab20")(n % 20) for n, method in enumerate(methods)}
     lines = {}
     for axis in axes.flat[len(networks) :]:
         axis.set_visible(False)

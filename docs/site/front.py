@@ -42,7 +42,7 @@ def results() -> str:
     where = runs[0]["environment"]
     said += (
         "**Shrink, CIFAR-10:** after 6 epochs of training, with 1,000 images and no labels, mean "
-        "over 3 seeds; \"without\" is the best of Torch-Pruning's criteria, BatchNorm re-estimated "
+        'over 3 seeds; "without" is the best of Torch-Pruning\'s criteria, BatchNorm re-estimated '
         "([records](benchmarks/results/shrink.md)). **Train, CIFAR-10** (45,000 images): a small "
         "CNN with BatchNorm, crops, mirroring, weight decay, the learning rate annealed over the "
         f"epochs, 5 seeds, on an {where['device']} ([records](docs/gpu.md))."
@@ -59,7 +59,9 @@ def _demo() -> tuple[list[tuple[str, ...]], str]:
         for row in presentation.rows(shown)
         if row[0].startswith("shrink")
     ]
-    rows.append(_trained(f"train, the demo, {shown['epochs']} epochs", shown["with"], shown["without"]))
+    rows.append(
+        _trained(f"train, the demo, {shown['epochs']} epochs", shown["with"], shown["without"])
+    )
     return rows, (
         f"± is half of the 95 % interval. **The demo** (`make demo`, here on {_machine(demo)}): a "
         f"network of {shown['parameters']:,} parameters tells which of {shown['classes']} "

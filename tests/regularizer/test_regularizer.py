@@ -173,6 +173,14 @@ def test_frozen_layers_get_no_gradient():
     assert model[1].weight.grad is not None
 
 
+def test_a_notebook_shows_the_layers_with_names_as_text():
+    model = nn.Sequential()
+    model.add_module("<b>", nn.Conv2d(3, 4, 3))
+    page = Regularizer(model)._repr_html_()
+    assert "<b>Regularizer(MapSimilarity(" in page
+    assert "<tr><td>&lt;b&gt;</td><td>Conv2d, 1 × 4 filters of 3 × 3×3</td></tr>" in page
+
+
 def test_repr_lists_the_layers_and_says_which_are_left_out():
     text = repr(Regularizer(model_of_all_kinds(), "crossed"))
     assert "plain: Conv2d, 1 × 8 filters of 3 × 3×3\n" in text

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from html import escape
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,7 @@ from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
 from convsim.regularizer.samples import Samples, modules_of
 from convsim.regularizer.sampling import Balance
+from convsim.visible import visible
 
 _ATTACHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Regularizer]] = (
     weakref.WeakKeyDictionary()
@@ -446,11 +448,18 @@ class Regularizer:
             + [f"  {self._describe(layer)}" for layer in self.layers]
         )
 
+    def _repr_html_(self) -> str:
+        """Show the layers as a table in a notebook."""
+        head, *lines = repr(self).splitlines()
+        rows = (line.strip().partition(": ") for line in lines)
+        cells = (f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, _, b in rows)
+        return f"<div><b>{escape(head)}</b><table>{''.join(cells)}</table></div>"
+
     def _describe(self, layer: ConvLayer) -> str:
         groups, filters, channels, *kernel = self._shapes[layer.name]
         out = "" if layer in self._able else " (left out: constant)"
         out = out if layer.trains else " (left out: frozen)"
         return (
-            f"{layer.name}: {type(layer.module).__name__}, {groups} × {filters} filters of "
-            f"{channels} × {'×'.join(map(str, kernel))}{out}"
+            f"{visible(layer.name)}: {type(layer.module).__name__}, {groups} × {filters} filters "
+            f"of {channels} × {'×'.join(map(str, kernel))}{out}"
         )
