@@ -23,7 +23,7 @@ from results import results_page
 ROOT = Path(__file__).parents[2]
 OUTSIDE = (
     "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", "soak/README.md",
-    "experiments/*/README.md",
+    "experiments/README.md", "experiments/*/README.md",
     "experiments/*/run", "experiments/*/results/**/*.*",
     "benchmarks/README.md", "benchmarks/results/*.*",
 )  # fmt: skip

@@ -37,7 +37,8 @@ def load_shrunk(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: The folder.
 
     Returns:
-        A copy of the model that is cut and has the saved weights, on the model's device.
+        A copy of the model that is cut and has the saved weights, on the model's device and in its
+        modes: call ``eval()`` before it is used.
 
     Raises:
         DataError: If a file is missing or damaged, or the weights are another network's.
