@@ -11,11 +11,9 @@ from convsim.shrinking.budget import (
     Extent,
     Term,
     allocate,
-    evened,
+    balance,
     multiplication_cost,
     parameter_cost,
-    saturated,
-    uniform,
 )
 from convsim.shrinking.channels import Group, cut_, kept_axes
 from convsim.shrinking.groups import channel_groups
@@ -75,38 +73,34 @@ def test_the_cost_of_a_module_outside_all_groups_is_fixed():
     assert cost.fixed == 4 + 4 * 2 * 9 + 2
 
 
-def halfway(losses, most, multiple=1):
-    """Return what is kept by errors, whether they say too little, and half of the way to even."""
+def balanced(losses, most, multiple=1):
+    """Return what `balance` keeps, and what `allocate` does."""
     errors, units = torch.tensor(losses, dtype=torch.float64).unbind(), len(losses[0]) - 1
     groups = [Group((), tuple((c,) for c in range(units)))] * len(losses)
-    cost, multiples = quadratic(units, len(losses)), [multiple] * len(losses)
-    kept = allocate(errors, cost, most, multiple_of=multiples)
-    even = uniform(groups, cost, most, multiples)
-    half = evened(kept, 0.5, errors, groups, cost, most, multiple_of=multiples)
-    assert evened(kept, 0.0, errors, groups, cost, most, multiple_of=multiples) == kept
-    return kept, saturated(errors, kept, even), half
+    budget = {"cost": quadratic(units, len(losses)), "most": most}
+    budget["multiple_of"] = [multiple] * len(losses)
+    return balance(errors, groups, **budget), allocate(errors, **budget)
 
 
-def test_errors_that_tell_groups_apart_are_believed():
+def test_what_loses_much_less_than_an_even_share_is_kept():
     spare = [1.0, 0.5, *[0.0] * 15]
     dear = [16.0 - k for k in range(17)]
-    kept, too_little, _ = halfway([spare, dear], 20)
-    assert kept[1] == 16
-    assert not too_little
+    own, by_error = balanced([spare, dear], 20)
+    assert own == by_error
+    assert own[1] == 16
 
 
-def test_between_errors_and_an_even_share_lies_their_geometric_mean():
+def test_what_loses_as_much_as_an_even_share_moves_towards_it():
     steep, flat = ([slope * (1 - k / 16) for k in range(17)] for slope in (1.0, 0.8))
-    kept, too_little, half = halfway([steep, flat], 12)
-    assert too_little
-    assert kept == [11, 1]  # of √(11·16) to √(1·16) and at most 12
-    assert half == [9, 3]
-    _, _, half = halfway([steep, flat], 12, multiple=4)
-    assert all(kept % 4 == 0 for kept in half)
+    own, by_error = balanced([steep, flat], 12)
+    assert by_error == [11, 1]  # of √(11·16) to √(1·16) and at most 12
+    assert own == [9, 3]
+    own, _ = balanced([steep, flat], 12, multiple=4)
+    assert all(kept % 4 == 0 for kept in own)
 
 
 def test_what_no_reader_needs_gets_no_even_share():
     """Of 16 units of the first group two are needed, though much is lost in the others."""
     dead = [1.0, 0.5, *[0.0] * 15]
-    _, _, half = halfway([dead, *[[0.95**k - 0.95**16 for k in range(17)]] * 2], 14)
-    assert half[0] <= 3
+    own, _ = balanced([dead, *[[0.95**k - 0.95**16 for k in range(17)]] * 2], 14)
+    assert own[0] <= 3

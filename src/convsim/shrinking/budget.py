@@ -117,29 +117,7 @@ def channel_cost(groups: Sequence[Group]) -> Cost:
     )
 
 
-def saturated(errors: Sequence[Tensor], kept: Sequence[int], even: Sequence[int]) -> bool:
-    """Tell whether so much is dropped that the groups' errors no longer say where it hurts least.
-
-    A group's error is that of a network whose other groups are whole. Where much is dropped
-    everywhere, maps are told from maps that are themselves in error, and those that seemed spare
-    average that out. So errors are believed as far as they tell groups apart: where what is kept by
-    them loses a quarter, or less, of what the same share of every group does.
-
-    Args:
-        errors: As in `allocate`.
-        kept: What is kept by them.
-        even: The same share of every group.
-    """
-    lost, lost_evenly = (
-        sum(float(error[count]) for error, count in zip(errors, counts, strict=True))
-        for counts in (kept, even)
-    )
-    return 4 * lost > lost_evenly
-
-
-def evened(
-    kept: Sequence[int],
-    weight: float,
+def balance(
     errors: Sequence[Tensor],
     groups: Sequence[Group],
     cost: Cost,
@@ -147,20 +125,30 @@ def evened(
     *,
     multiple_of: Sequence[int],
 ) -> list[int]:
-    """Move from what is kept by errors towards the same share of every group, at the same cost.
+    """Choose how many units to keep of each group, by their errors or between them and evenly.
+
+    A group's error is that of a network whose other groups are whole. Where much is dropped
+    everywhere, maps are told from maps that are themselves in error, and those that seemed spare
+    average that out. So the less is won by what `allocate` keeps over the same share of every
+    group, the nearer it moves to that: not at all where it loses a quarter of the error or less,
+    and from a half on to the geometric mean of both.
 
     Args:
-        kept: What `allocate` keeps.
-        weight: How far: from 0, not at all, to 1, the same share of all units that are needed; in
-            between the weighted geometric mean.
         errors: As in `allocate`, as the next three.
         groups: The groups.
         cost: What is to be saved.
         most: The cost to come down to.
         multiple_of: What the numbers of units should be multiples of.
     """
-    if weight == 0:
-        return [*kept]
+    kept = allocate(errors, cost, most, multiple_of=multiple_of)
+    even = uniform(groups, cost, most, multiple_of)
+    lost, lost_evenly = (
+        sum(float(error[count]) for error, count in zip(errors, counts, strict=True))
+        for counts in (kept, even)
+    )
+    weight = 0.5 * min(1.0, max(0.0, 4 * lost / lost_evenly - 1)) if lost_evenly > 0 else 0.0
+    if weight == 0 or cost.at(kept) > most:
+        return kept
     needed = [int((error > _NOTHING).sum()) for error in errors]
     means = [one ** (1 - weight) * all_**weight for one, all_ in zip(kept, needed, strict=True)]
 

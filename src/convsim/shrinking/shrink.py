@@ -6,10 +6,9 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from convsim.batches import Batch
 from convsim.errors import ConvsimError
@@ -17,26 +16,28 @@ from convsim.kernels import LayerFilter
 from convsim.shrinking.archive import REPORT, save_network
 from convsim.shrinking.budget import (
     Cost,
-    allocate,
+    balance,
     channel_cost,
-    evened,
     multiplication_cost,
     parameter_cost,
-    saturated,
     uniform,
     uniform_share,
 )
-from convsim.shrinking.calibration import calibration_batches, require_shrinkable
-from convsim.shrinking.channels import Group
-from convsim.shrinking.fitting import Fitted, Kept, fit, nearest
+from convsim.shrinking.calibration import calibration_batches, device_of, require_shrinkable
+from convsim.shrinking.channels import Group, cut_, kept_axes
+from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.groups import LeftWhole
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
+from convsim.shrinking.road import Road
+from convsim.shrinking.sequence import solve_in_sequence_
 from convsim.shrinking.summary import summarize
 from convsim.shrinking.survey import Survey, survey
+from convsim.shrinking.verification import disagreement
+from convsim.shrinking.weights import set_filters_
 
-_EVENLY = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""How evenly a budget may be spread: from by errors alone to the same share of what is needed."""
+_RIDGE = 1e-3
+"""Of the regressions in sequence, relative to the mean square of each predictor."""
 
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and how many there are."""
@@ -123,8 +124,7 @@ def shrink(
         layers: Layers whose outputs may be cut, as in `convsim.conv_layers`, linear layers
             included. Channels that several layers put out together are cut if all are chosen.
         uniformly: Whether to keep the same share of every layer, instead of dropping where least is
-            lost for what is saved, or where much is lost, as evenly as serves the outputs best:
-            three or four networks are then fitted instead of one.
+            lost for what is saved (`convsim.shrinking.budget.balance`).
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
@@ -161,20 +161,21 @@ def shrink(
     original = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = calibration_batches(original, batches)
     found = survey(original, inputs, layers=layers, positions=positions)
-    plans, start = _plans(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
-    fits = count()
-
-    def make(kept: Kept) -> Fitted:
-        before = next(fits)
-        return fit(
-            original, found, kept, inputs, positions=positions, in_sequence=in_sequence,
-            progress=lambda done, total: progress(before * total + done, (before + 1) * total),
+    kept = _choose(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
+    _require_sound(original, found, kept, inputs[0])
+    axes = kept_axes(zip(found.groups, kept, strict=True))
+    small = copy.deepcopy(original)
+    _compensate_(small, found, kept)
+    cut_(small, axes)
+    road = Road(small, inputs, ())
+    if in_sequence:
+        road = solve_in_sequence_(
+            small, original, axes, found.fates, inputs, per_image=found.positions,
+            positions=positions, ridge=_RIDGE, progress=progress,
         )  # fmt: skip
-
-    small = nearest(plans, start, found.outputs, make)
-    report = summarize(original, small, found)
-    _take_modes_(small.model, model)
-    return Shrunk(small.model, report, plan_of(model, small.axes), tuple(found.left))
+    report = summarize(original, small, found, kept, road)
+    _take_modes_(small, model)
+    return Shrunk(small, report, plan_of(model, axes), tuple(found.left))
 
 
 _Target = tuple[str, float | Mapping[str, Collection[int]]]
@@ -199,24 +200,18 @@ def _target(**targets: float | Mapping[str, Collection[int]] | None) -> _Target:
     return name, float(value)
 
 
-def _plans(
+def _choose(
     model: nn.Module, found: Survey, target: _Target, *, uniformly: bool, multiple_of: int
-) -> tuple[list[Kept], int]:
-    """List the channels that may be kept of every group, and which choice to begin with."""
+) -> list[list[int]]:
+    """Choose the channels to keep of every group."""
     name, value = target
     if isinstance(value, Mapping):
-        return [_as_chosen(found.groups, value)], 0
-    counts, start = _allocate(
-        model, found, name, value, uniformly=uniformly, multiple_of=multiple_of
-    )
-    pairs = list(zip(found.groups, found.selections, strict=True))
+        return _as_chosen(found.groups, value)
+    counts = _allocate(model, found, name, value, uniformly=uniformly, multiple_of=multiple_of)
     return [
-        [
-            sorted(c for unit in selection.order[:kept] for c in group.units[unit])
-            for (group, selection), kept in zip(pairs, one, strict=True)
-        ]
-        for one in counts
-    ], start
+        sorted(c for unit in selection.order[:count] for c in group.units[unit])
+        for group, selection, count in zip(found.groups, found.selections, counts, strict=True)
+    ]
 
 
 def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> list[list[int]]:
@@ -252,12 +247,12 @@ def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> 
 
 def _allocate(
     model: nn.Module, found: Survey, name: str, share: float, *, uniformly: bool, multiple_of: int
-) -> tuple[list[list[int]], int]:
-    """List how many units may be kept of every group, and which choice to begin with."""
+) -> list[int]:
+    """Choose how many units to keep of every group."""
     groups = found.groups
     multiples = [max(1, math.ceil(multiple_of * len(g.units) / g.channels)) for g in groups]
     if name == "channels" and uniformly:
-        return [uniform_share(groups, share, multiples)], 0
+        return uniform_share(groups, share, multiples)
     costs: dict[str, Callable[[], Cost]] = {
         "channels": lambda: channel_cost(groups),
         "parameters": lambda: parameter_cost(model, groups),
@@ -266,23 +261,43 @@ def _allocate(
     cost = costs[name]()
     whole = cost.at([len(group.units) for group in groups])
     most = share * whole * (1 + 1e-9)
-    even = uniform(groups, cost, most, multiples)
-    errors = [selection.total_errors() for selection in found.selections]
-    kept = even if uniformly else allocate(errors, cost, most, multiple_of=multiples)
+    if uniformly:
+        kept = uniform(groups, cost, most, multiples)
+    else:
+        errors = [selection.total_errors() for selection in found.selections]
+        kept = balance(errors, groups, cost, most, multiple_of=multiples)
     if cost.at(kept) > most:
         names = ", ".join(f"{one.layer} ({one.reason})" for one in found.left[:5])
         raise ConvsimError(
             f"{name}={share:g} cannot be reached: with the least that can be kept of every layer, "
             f"{cost.at(kept) / whole:.3g} is left. Layers that stay whole: {names or 'none'}."
         )
-    if uniformly or not saturated(errors, kept, even):
-        return [kept], 0
-    plans = [
-        evened(kept, weight, errors, groups, cost, most, multiple_of=multiples)
-        for weight in _EVENLY
-    ]
-    different = [one for n, one in enumerate(plans) if one not in plans[:n]]
-    return different, different.index(plans[len(plans) // 2])
+    return kept
+
+
+def _require_sound(
+    model: nn.Module, found: Survey, kept: Sequence[Sequence[int]], inputs: Tensor
+) -> None:
+    """Check the cut as a whole, as each group was checked with some channels."""
+    exact = copy.deepcopy(model).double()
+    few = inputs[:2].to(device_of(model)).double()
+    reason = disagreement(exact, zip(found.groups, kept, strict=True), few)
+    if reason is not None:
+        raise ConvsimError(
+            f"The channels chosen cannot be cut together: {reason}. Leave layers out with layers=…."
+        )
+
+
+def _compensate_(small: nn.Module, found: Survey, kept: Sequence[Sequence[int]]) -> None:
+    """Let every consumer tell what is lost from the maps that stay."""
+    for readers, channels in zip(found.consumers, kept, strict=True):
+        for one in readers:
+            module = small.get_submodule(one.name)
+            filters, constant = one.compensated(set(channels), module)
+            set_filters_(module, filters)
+            fate = found.fates.get(one.name)
+            norm = None if fate is None or fate.norm is None else small.get_submodule(fate.norm)
+            add_constant_(module, norm, constant.flatten())
 
 
 def _take_modes_(small: nn.Module, model: nn.Module) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from convsim.shrinking.changes import Before, FoldedMap, FoldPicture, LayerChange
 from convsim.shrinking.consumers import Consumer
-from convsim.shrinking.fitting import Fitted
 from convsim.shrinking.report import ShrinkReport
-from convsim.shrinking.survey import Survey
+from convsim.shrinking.road import Road
+from convsim.shrinking.survey import Survey, as_rows
 
 _INTO = 3
 """How many kept maps are named for one that is gone."""
@@ -22,19 +22,28 @@ _PICTURED = 8
 """How many maps that are gone are drawn of a layer."""
 
 
-def summarize(original: nn.Module, small: Fitted, found: Survey) -> ShrinkReport:
+def summarize(
+    original: nn.Module,
+    small: nn.Module,
+    found: Survey,
+    kept: Sequence[Sequence[int]],
+    road: Road,
+) -> ShrinkReport:
     """Put together what shrinking did; both networks are in ``eval()`` mode.
 
     Args:
         original: The whole network.
         small: The smaller one.
         found: What was found in the whole one.
+        kept: The channels kept of each group.
+        road: How far the smaller one has come with each batch.
     """
+    got = [as_rows(road.finish(number)) for number in range(len(found.outputs))]
     reasons = {one.layer: one.reason for one in found.left}
     errors: dict[str, float] = {}
     folded: dict[str, tuple[FoldedMap, ...]] = {}
     pictures: dict[str, tuple[FoldPicture, ...]] = {}
-    columns = zip(found.groups, found.consumers, found.selections, small.kept, strict=True)
+    columns = zip(found.groups, found.consumers, found.selections, kept, strict=True)
     for group, readers, selection, channels in columns:
         if len(channels) == group.channels:
             continue
@@ -47,14 +56,14 @@ def summarize(original: nn.Module, small: Fitted, found: Survey) -> ShrinkReport
             pictures[slot.key.name] = _pictures(readers[0], told, maps)
     layers = [
         replace(
-            _layer(name, original, small.model, count, reasons.get(name, "")),
+            _layer(name, original, small, count, reasons.get(name, "")),
             error=errors.get(name, math.nan),
             folded=folded.get(name, ()),
             pictures=pictures.get(name, ()),
         )
         for name, count in found.positions.items()
     ]
-    total = [sum(p.numel() for p in model.parameters()) for model in (original, small.model)]
+    total = [sum(p.numel() for p in model.parameters()) for model in (original, small)]
     return ShrinkReport(
         model=type(original).__name__,
         images=found.images,
@@ -62,7 +71,7 @@ def summarize(original: nn.Module, small: Fitted, found: Survey) -> ShrinkReport
         macs=Before(
             sum(layer.macs.before for layer in layers), sum(layer.macs.after for layer in layers)
         ),
-        output_error=_output_error(found.outputs, small.outputs),
+        output_error=_output_error(found.outputs, got),
         layers=tuple(layers),
     )
 
