@@ -66,7 +66,8 @@ class Case:
         folder = options.runs / f"{self.name}-{options.epochs}-{self.seed}"
         model, _ = train(Run(parse_method("none"), self.seed, recipe, self.data), folder)
         model = model.cpu().to(memory_format=torch.channels_last).eval()
-        rivals.score_gradients_(model, self._inputs, self._sample.train_labels, RESCORED)
+        labels = self._sample.train_labels[self._order]
+        rivals.score_gradients_(model, self._inputs, labels, RESCORED)
         return model
 
     @cached_property
@@ -75,7 +76,14 @@ class Case:
 
     @cached_property
     def _inputs(self) -> Tensor:
-        return Standardised.of(self.data.train_images).batch(self._sample.train_images)
+        images = Standardised.of(self.data.train_images).batch(self._sample.train_images)
+        return images[self._order]
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Images come sorted by class, which BatchNorm re-estimated by batches would suffer from."""
+        draw = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(self._sample.train_labels), generator=draw)
 
     @property
     def batches(self) -> list[Tensor]:

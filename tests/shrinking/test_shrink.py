@@ -13,8 +13,10 @@ from networks import NETWORKS, Dense, Excited, Residual, network, plant_twins_
 from torch import nn
 
 import convsim
+from convsim.shrinking.calibration import calibration_batches
 from convsim.shrinking.groups import channel_groups
 from convsim.shrinking.verification import verified
+from seeds import reseed
 
 pytestmark = pytest.mark.numeric
 
@@ -388,3 +390,27 @@ def test_a_missing_torch_pruning_names_the_install_command(monkeypatch):
     model, images = network("plain")
     with pytest.raises(convsim.MissingExtraError, match=r"pip install '\.\[shrink\]'"):
         convsim.shrink(model, [images], channels=0.5)
+
+
+def test_images_sorted_by_class_serve_as_well_as_images_in_any_order():
+    """Each layer is fitted to some batches: of sorted images these would be of one class."""
+    reseed()
+    model, images = network("plain")
+    images = torch.cat([images, images.flip(0) * 3 + 1])  # two kinds of images, one after the other
+    mixed = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+    errors = []
+    for order in (images, mixed):
+        small = convsim.shrink(model, order.split(len(images) // 8), channels=0.5).model
+        with torch.no_grad():
+            errors.append(float((small.eval()(images) - model.eval()(images)).square().mean()))
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_batches_are_dealt_out_and_keep_their_memory_format():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    images = (torch.arange(40.0) % 10).view(40, 1, 1, 1) * torch.ones(1, 3, 5, 5)
+    images = images.contiguous(memory_format=torch.channels_last)
+    dealt = calibration_batches(model, images.split(12))
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in dealt)
+    assert sorted(torch.cat(dealt)[:, 0, 0, 0].tolist()) == sorted(list(range(10)) * 4)
+    assert all(len(batch) == 10 for batch in dealt)

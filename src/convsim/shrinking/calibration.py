@@ -18,6 +18,7 @@ _FEW = 32
 def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
     """Take what a model reads out of batches as `convsim.measure` does, and keep it on the CPU.
 
+    Images of one size are dealt out anew, so that each batch is like all of them.
     The model, in ``eval()`` mode, is run on the first images.
 
     Raises:
@@ -51,7 +52,18 @@ def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tens
             ConvsimWarning,
             stacklevel=3,
         )
-    return found
+    return _dealt(found)
+
+
+def _dealt(batches: list[Tensor]) -> list[Tensor]:
+    """Deal images of one size out to the batches in turn: layers are fitted to some batches each.
+
+    Of images sorted by class, a batch as it comes would show a layer one class alone.
+    """
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        return batches
+    together = torch.cat(batches)
+    return [together[first :: len(batches)].clone() for first in range(len(batches))]
 
 
 def require_shrinkable(model: nn.Module) -> None:
