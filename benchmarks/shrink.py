@@ -81,7 +81,7 @@ class Case:
 
     @cached_property
     def _order(self) -> Tensor:
-        """Images come sorted by class, which BatchNorm re-estimated by batches would suffer from."""
+        """Images come sorted by class, which would spoil BatchNorm re-estimated by batches."""
         draw = torch.Generator().manual_seed(self.seed)
         return torch.randperm(len(self._sample.train_labels), generator=draw)
 
