@@ -166,3 +166,9 @@ def test_an_empty_batch_counts_for_nothing():
     assert convsim.measure(model, [IMAGES[:0], IMAGES]) == convsim.measure(model, [IMAGES])
     with pytest.raises(convsim.ConvsimError, match="at least one batch"):
         convsim.measure(model, [IMAGES[:0]])
+
+
+def test_a_size_that_does_not_fit_is_told_as_the_size_that_it_is():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(convsim.ConvsimError, match=r"^input_size=\(9, 9, 3\) does not fit the mod"):
+        convsim.measure(model, input_size=(9, 9, 3))

@@ -41,7 +41,7 @@ def test_a_folder_of_photographs(run, photographs):
     assert report["images"] == 7
     assert report["weights"] == "untrained, seed 0"
     assert report["data"] == (
-        "photographs-test8-seed0, test images, timm's preprocessing: crop of 64×64, 87.5 % of the "
+        "photographs-test8-seed0, all images, timm's preprocessing: crop of 64×64, 87.5 % of the "
         "scaled image, bicubic"
     )
 

@@ -2,9 +2,11 @@
 
 import json
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
+from PIL import Image
 
 import convsim
 from convsim.lab.models import build_model
@@ -83,3 +85,69 @@ def test_distillation_in_bf16_learns_as_in_float32(run, tmp_path):
         )  # fmt: skip
         figures.append(float(answer.out.rpartition("distilled ")[2].split()[0]))
     assert abs(figures[0] - figures[1]) < 10
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Images of noise in two class folders, which nothing but their own pixels tells apart."""
+    for label in ("a", "b"):
+        (tmp_path / "noise" / label).mkdir(parents=True)
+        for n in range(20):
+            pixels = torch.randint(256, (12, 12, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "noise" / label / f"{n}.png")
+    return tmp_path / "noise"
+
+
+def test_a_run_is_shrunk_by_its_folder_and_scored_on_its_own_test_images(run, classes, tmp_path):
+    trained, small = tmp_path / "run", tmp_path / "small"
+    run.func("train", classes, "--out", trained, "--width", "4", "--epochs", "1")
+    record = json.loads((trained / "record.json").read_text())
+    answer = run(trained, "--out", small, "--keep-channels", "1")
+    accuracy = 100 * record["result"]["test_accuracy"]
+    assert f"accuracy on 8 test images: before {accuracy:.2f} %" in answer.out
+    assert "standardised by" in answer.err
+    refused = run(trained, "--out", trained, "--keep-channels", "0.5", code=2)
+    assert "holds a run of convsim train" in refused.err
+    assert "load_shrunk" in run.func("measure", small, "--data", "digits", code=2).err
+    lost = run(tmp_path / "nothing", "--out", small, "--keep-channels", "0.5", code=2)
+    assert "There is no folder" in lost.err
+
+
+def test_a_network_of_ones_own_may_have_seen_other_images(run, tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(import_module("own_net").make().state_dict(), "w.pt")
+    answer = run(
+        "own_net:make", "--weights", "w.pt", "--data", "digits", "--images", "50",
+        "--keep-channels", "1", "--out", "small",
+    )  # fmt: skip
+    assert "give --preprocess" in answer.err
+
+
+def test_a_network_that_does_not_fit_is_told_before_anything_is_written(
+    run, classes, tmp_path, monkeypatch
+):
+    (tmp_path / "grey_net.py").write_text(
+        "from torch import nn\n"
+        "def make(channels=1, outputs=10):\n"
+        "    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))\n"
+        "def narrow():\n"
+        "    return make(3, 1)\n"
+        "def fits():\n"
+        "    return make(3, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    train = partial(run.func, "train", classes, "--out", "one", "--epochs", "1")
+    wrong = train("--model", "grey_net:make", code=2)
+    assert "takes 1 channels, the second axis: give images of 1 channels" in wrong.err
+    wrong = train("--model", "grey_net:narrow", code=2)
+    assert "The network has 1 outputs" in wrong.err
+    train("--model", "grey_net:fits", "--method", "none")

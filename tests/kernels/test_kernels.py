@@ -285,5 +285,8 @@ def test_bad_weights_are_refused_with_the_layers_name():
 
 def test_all_frozen_says_so():
     model = two_convolutions().requires_grad_(False)
-    with pytest.raises(convsim.ConvsimError, match="frozen ones left out"):
+    with pytest.raises(
+        convsim.ConvsimError,
+        match=r"is frozen, so nothing can be trained",
+    ):
         conv_layers(model, frozen=False)

@@ -1,5 +1,6 @@
 """A regularizer that is attached, and called as well."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -19,3 +20,9 @@ def test_called_beside_a_criterion_it_is_attached_to_it_adds_no_second_gradient(
         gradients.append(gradient)
         regularizer.remove()
     assert torch.equal(*gradients)
+
+
+def test_a_function_cannot_be_attached_to():
+    regularizer = convsim.Regularizer(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(convsim.ConvsimError, match=r"takes a module, .* got cross_entropy\."):
+        regularizer.attach(nn.functional.cross_entropy)

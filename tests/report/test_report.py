@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 import convsim
 from closeness import assert_close
@@ -89,7 +90,9 @@ def test_data_frames_hold_the_numbers(report, later):
 
 
 def test_the_verdict_names_the_layer_and_what_to_do(report):
-    narrow = dataclasses.replace(report.layers[0], name="14", filters=64, effective_rank=16.2)
+    narrow = dataclasses.replace(
+        report.layers[0], name="14", filters=64, effective_rank=16.2, kernels=None
+    )
     wide = dataclasses.replace(report.layers[1], effective_rank=11.9)
     verdict = dataclasses.replace(report, layers=(wide, narrow)).verdict
     assert verdict.startswith(
@@ -100,6 +103,24 @@ def test_the_verdict_names_the_layer_and_what_to_do(report):
     assert dataclasses.replace(report, layers=(wide,)).verdict.startswith("Little to gain")
     single = dataclasses.replace(report, layers=(report["5"],))
     assert single.verdict.startswith("No layer has two maps to compare")
+
+
+def test_a_layer_is_held_to_the_directions_that_it_can_have(report):
+    """Nine weights a filter leave 64 maps nine directions, as in a first layer on grey."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 64, 3))
+    measured = convsim.measure(model, [torch.randn(64, 1, 20, 20)])
+    layer = measured.layers[0]
+    windows = nn.functional.unfold(torch.randn(1, 1, 20, 20), 3)[0]
+    assert layer.kernels.directions == torch.linalg.matrix_rank(windows) == 9
+    assert "(if all were different: 9)" in measured.verdict
+    assert measured.verdict.startswith("Little to gain")
+    assert convsim.RedundancyReport.from_json(measured.to_json()).verdict == measured.verdict
+    old = dataclasses.replace(layer, kernels=dataclasses.replace(layer.kernels, directions=None))
+    assert dataclasses.replace(measured, layers=(old,)).verdict.startswith("Look first at layer 0")
+    assert str(measured) == f"Sequential, 64 images, similarity {layer.similarity:.3f}. " + (
+        measured.verdict
+    )
 
 
 def test_unrelated_maps_are_as_alike_as_said():

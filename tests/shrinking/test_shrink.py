@@ -414,3 +414,18 @@ def test_batches_are_dealt_out_and_keep_their_memory_format():
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in dealt)
     assert sorted(torch.cat(dealt)[:, 0, 0, 0].tolist()) == sorted(list(range(10)) * 4)
     assert all(len(batch) == 10 for batch in dealt)
+
+
+def test_a_compiled_model_is_shrunk_as_the_model_it_was_made_of():
+    model, images = network("plain")
+    shrunk = convsim.shrink(torch.compile(model, backend="eager"), [images], channels=0.5)
+    assert type(shrunk.model) is type(model)
+    expected = convsim.shrink(model, [images], channels=0.5).model
+    torch.testing.assert_close(shrunk.model(images), expected(images))
+
+
+@pytest.mark.parametrize("kept", [[0, 99], [-1], [1.0]])
+def test_channels_that_are_not_there_cannot_be_kept(kept):
+    model, images = network("plain")
+    with pytest.raises(convsim.ConvsimError, match=r"'0' are numbered from 0 to 7; got"):
+        convsim.shrink(model, [images], keep={"0": kept})

@@ -103,6 +103,7 @@ def measure_command(
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
     chosen = subject(model)
     looked_at: ImageData | tuple[int, int, int]
+    part = ""
     if input_size is not None:
         if data is not None:
             raise ConvsimError("Give --data, or --input-size for noise, not both.")
@@ -113,11 +114,12 @@ def measure_command(
         network, preprocessing = chosen.build(whole)
         looked_at = whole.to_measure(images)
         count = len(looked_at.test_labels)
+        part = "all images" if whole.one_part else "test images"
     with progress_bar() as progress:
         report = measure_on(
             network, looked_at, preprocessing=preprocessing, batch_size=batch_size, layers=layers,
             modules=modules, examples=examples, autocorrelation=autocorrelation, place=place,
-            progress=counter(progress, "images", count),
+            part=part, progress=counter(progress, "images", count),
         )  # fmt: skip
     report = replace(report, model=model, weights=chosen.described)
     if isinstance(looked_at, ImageData):

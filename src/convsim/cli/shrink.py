@@ -19,6 +19,7 @@ from convsim.cli.options import (
     PrecisionOption,
     SkipBad,
     chosen_precision,
+    say_preprocessing,
     source_of,
     with_subject,
 )
@@ -85,15 +86,21 @@ def shrink_command(
     the accuracy on the data's test images before and after.
     """
     target, share = _target(parameters=keep_parameters, macs=keep_macs, channels=keep_channels)
+    if (folder / "record.json").exists():
+        raise ConvsimError(
+            f"{folder} holds a run of convsim train, whose weights would be lost: give another "
+            "folder as --out."
+        )
     chosen = subject(model)
     source = source_of(chosen, data)
-    dataset = without_unreadable(chosen.load_data(source, skip_bad=skip_bad))
+    dataset = without_unreadable(chosen.load_data(source, skip_bad=skip_bad, split=True))
     if finetune:
         dataset.require_classes()
     network, preprocessing = chosen.build(dataset)
     print_notes(dataset)
     if chosen.weights is None and not chosen.pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
+    say_preprocessing(chosen, preprocessing)
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
         shrunk = shrink_on(
@@ -146,7 +153,9 @@ def _tell(
     """Print the report and the accuracies, and write the files."""
     out.print(shrunk.report)
     said = ", ".join(f"{name} {100 * score:.2f} %" for name, score in scores.items())
-    if dataset.labelled:
+    if dataset.labelled and dataset.one_part:
+        print(f"accuracy on the {len(dataset.test_labels):,} images there are: {said}")
+    elif dataset.labelled:
         print(f"accuracy on {len(dataset.test_labels):,} test images: {said}")
     shrunk.save(folder)
     say(f"wrote {folder}")

@@ -57,10 +57,14 @@ def conv_layers(
         if frozen or ConvLayer(name, module).trains
     }
     if not chosen:
+        names = ", ".join(map(repr, found))
+        if not frozen and _selected(found, layers, "layers"):
+            raise ConvsimError(
+                "Every convolution that is selected is frozen, so nothing can be trained: call "
+                f"requires_grad_(True) on some. The model's convolutions: {names}."
+            )
         raise ConvsimError(
-            f"No convolution is selected by layers={layers!r}"
-            f"{'' if frozen else ' (frozen ones left out)'}. "
-            f"The model's convolutions: {', '.join(map(repr, found))}."
+            f"No convolution is selected by layers={layers!r}. The model's convolutions: {names}."
         )
     seen: set[frozenset[int]] = set()
     distinct = []
@@ -84,18 +88,25 @@ def _identity_of_weight(module: nn.Module) -> frozenset[int]:
 
 
 def selected_modules(
-    model: nn.Module, modules: LayerFilter | Iterable[LayerFilter] | None
+    model: nn.Module,
+    modules: LayerFilter | Iterable[LayerFilter] | None,
+    option: str = "modules",
 ) -> list[tuple[str, nn.Module]]:
     """List the modules of a model, of any kind, that a filter like that of `conv_layers` selects.
+
+    Args:
+        model: The model.
+        modules: The filter.
+        option: What its user calls the filter.
 
     Raises:
         ConvsimError: If nothing is selected, or a pattern or type matches nothing.
     """
     _refuse_no_module(model)
-    chosen = _selected(dict(model.named_modules()), modules, "modules")
+    chosen = _selected(dict(model.named_modules()), modules, option)
     if not chosen:
         raise ConvsimError(
-            f"No module is selected by modules={modules!r}; model.named_modules() lists the names."
+            f"No module is selected by {option}={modules!r}; model.named_modules() lists the names."
         )
     return list(chosen.items())
 
@@ -152,11 +163,11 @@ def _refuse_filter(given: object) -> NoReturn:
 def _refuse_without_match(
     each: str | type, filters: object, modules: Mapping[str, nn.Module], option: str
 ) -> NoReturn:
-    kind = "convolution" if option == "layers" else "module"
+    kind, known = "module", "model.named_modules() lists the names"
+    if all(map(is_convolution, modules.values())):
+        kind = "convolution"
+        known = "The model's convolutions: " + ", ".join(map(repr, modules))
     given = f"{each!r} in " if each is not filters else ""
-    known = "The model's convolutions: " + ", ".join(map(repr, modules))
-    if option == "modules":
-        known = "model.named_modules() lists the names"
     close = ""
     if isinstance(each, str):
         above = {name.rpartition(".")[0] for name in modules} - {""}

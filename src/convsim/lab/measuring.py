@@ -27,6 +27,7 @@ def measure_on(
     examples: int = 3,
     autocorrelation: bool = False,
     place: Place = "convolution",
+    part: str = "test images",
     progress: Callable[[int], None] = lambda done: None,
 ) -> RedundancyReport:
     """Measure a model on the test images, on an accelerator if there is one.
@@ -43,6 +44,7 @@ def measure_on(
         examples: As in `convsim.measure`.
         autocorrelation: As in `convsim.measure`.
         place: As in `convsim.measure`.
+        part: What the report calls the images.
         progress: Called with the number of images done.
 
     Raises:
@@ -77,7 +79,7 @@ def measure_on(
         if not isinstance(data, ImageData):
             return report
         how = preprocessing or Standardised.of(data.train_images)
-        return replace(report, data=f"{data.name}, test images, {how.description}")
+        return replace(report, data=f"{data.name}, {part}, {how.description}")
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +131,22 @@ class Subject:
     def _from_library(self) -> bool:
         return self.name.partition(":")[0] in LIBRARIES and not self._recipe
 
-    def load_data(self, source: str, *, skip_bad: bool) -> ImageData:
+    @property
+    def guessed(self) -> bool:
+        """Whether images are standardised by what they are, for want of a better way."""
+        return not (self._recorded or self._from_library or self.preprocess) and ":" in self.name
+
+    def load_data(self, source: str, *, skip_bad: bool, split: bool = False) -> ImageData:
         """Load images for the network: any, with or without classes and parts.
 
         If the network has its own preprocessing, they stay in their files and are read one by one;
         otherwise photographs of many sizes are scaled to `size`.
+
+        Args:
+            source: As in `convsim.lab.datasets.load_dataset`, and so the next.
+            skip_bad: Whether to leave out files that cannot be read.
+            split: Whether images in class folders without parts are split as `convsim train` does,
+                where they can be; otherwise both parts are all of them.
 
         Raises:
             DataError: As `convsim.lab.datasets.load_dataset`.
@@ -141,7 +154,11 @@ class Subject:
         own = self.preprocess is not None or self._recorded is not None or self._from_library
         # Named data sets are scaled later, when they are standardised.
         size = None if own or source in DATASETS else self.size
-        return load_dataset(source, size=size, stream=own, whole=True, skip_bad=skip_bad)
+        load = partial(load_dataset, source, size=size, stream=own, skip_bad=skip_bad)
+        if split:
+            with suppress(DataError):
+                return load()
+        return load(whole=True)
 
     def build(self, data: ImageData) -> tuple[nn.Module, Preprocessing]:
         """Build the network with its weights, drawn with seed 0 where there are none.
@@ -202,6 +219,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
         if not isinstance(record["configuration"]["recipe"]["model"], str):
             raise TypeError("no model")  # noqa: TRY301
     except FileNotFoundError as error:
+        if (folder / "plan.json").is_file():
+            raise DataError(
+                f"{folder} holds a network that convsim shrink made smaller: "
+                "convsim.load_shrunk(model, folder) rebuilds it in Python, to be measured there."
+            ) from error
         raise DataError(
             f"A folder to measure is one that convsim train wrote: {folder} has no record.json. "
             "Train to the end, or name a model and give --weights."

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import Sampler
 
+from convsim.batches import saying_why
 from convsim.errors import ConvsimError
 from convsim.initialization import initialize_
 from convsim.integrations.lightning import RegularizerCallback
@@ -40,6 +41,7 @@ from convsim.lab.records import Record
 from convsim.lab.runs import Run
 from convsim.lab.weights import load_weights
 from convsim.redundancy import measure
+from convsim.redundancy.evaluation import evaluating
 
 
 class _ShuffledBatches(Sampler[Draw]):
@@ -117,10 +119,11 @@ def _train(
     finished = finished_epochs(checkpoint, run) if checkpoint and resumed else 0
     bookkeeping = Bookkeeping(run, checkpoint, progress, resumed)
     model = _model(run, bookkeeping)
+    classifier = Classifier(model, recipe, split.train_images)
+    _require_fit(classifier, run)
     batches = _ShuffledBatches(len(split.train_labels), run, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     callbacks = [bookkeeping, *_regularizers(run, model, recipe.epochs * len(batches))]
-    classifier = Classifier(model, recipe, split.train_images)
     with _as_a_library():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator=device,
@@ -176,6 +179,30 @@ def _model(run: Run, bookkeeping: Bookkeeping) -> nn.Module:
         initialize_(model, method.initialization, steps=method.initialization_steps)
         bookkeeping.initialization_seconds = time.perf_counter() - started
     return model
+
+
+def _require_fit(classifier: Classifier, run: Run) -> None:
+    """Try the network on two images, before anything is written.
+
+    Raises:
+        ConvsimError: If it fails on them, or has fewer outputs than there are classes.
+    """
+    shape, classes = tuple(run.data.train_images.shape[1:]), len(run.data.classes)
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    with evaluating(classifier):
+        try:
+            with saying_why(classifier.model, images, [images.float()]):
+                outputs = classifier(images).shape[1]
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            raise ConvsimError(
+                f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many "
+                "need a certain size: give one with --size."
+            ) from error
+    if outputs < classes:
+        raise ConvsimError(
+            f"The network has {outputs} outputs, and {run.data.name!r} has {classes} classes: give "
+            "a network with an output for each."
+        )
 
 
 def _regularizers(run: Run, model: nn.Module, steps: int) -> list[RegularizerCallback]:

@@ -78,6 +78,7 @@ def kernel_redundancy(
         ),
         bound=bound,
         bounded=bounded,
+        directions=groups * min(filters, bank.filters[0, 0].numel()),
         autocorrelation=autocorrelation,
         energy=None if autocorrelation is None else energy_by_class(autocorrelation, bank),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import get_args
 
@@ -125,7 +126,8 @@ def measure(
                 own = copied(batch, device_of(model))
                 size, images = images_of(own)
                 shown.take(size, images)
-                forward(model, own)
+                with _of_size(input_size):
+                    forward(model, own)
                 finish()
                 count += size
         if not count:
@@ -135,6 +137,20 @@ def measure(
     return RedundancyReport(
         type(model).__name__, count, summaries, shown.pictures(), data, place=place, when=_now()
     )
+
+
+@contextmanager
+def _of_size(input_size: Sequence[int] | None) -> Iterator[None]:
+    """Name the size that somebody gave where noise of it does not fit the model."""
+    try:
+        yield
+    except ConvsimError as error:
+        if input_size is None:
+            raise
+        raise ConvsimError(
+            f"input_size={tuple(input_size)} does not fit the model: it is the shape of one input, "
+            f"channels first, as (3, 224, 224). {error}"
+        ) from error
 
 
 def _now() -> str:

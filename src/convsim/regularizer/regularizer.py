@@ -274,6 +274,12 @@ class Regularizer:
         """
         if isinstance(target, nn.Module):
             handles = [add_to_losses(target, lambda _: self.of_new_maps())]
+        elif not hasattr(target, "step"):
+            raise ConvsimError(
+                "attach() takes a module, such as nn.CrossEntropyLoss(), or an optimizer; got "
+                f"{getattr(target, '__name__', type(target).__name__)}. Use loss + regularizer() "
+                "with a function."
+            )
         elif self._samples is not None:
             raise ConvsimError(
                 f"{self.penalty} acts on feature maps, and an optimizer comes after their backward "

@@ -101,6 +101,7 @@ def _layer_to_json(layer: LayerRedundancy) -> Object:
         "spare": layer.spare,
         "kernels": None if kernels is None else {
             "groups": kernels.groups,
+            "directions": kernels.directions,
             **{name: _number(getattr(kernels, name)) for name in _KERNEL_NUMBERS},
             "energy": None if kernels.energy is None else {
                 name: _number(share) for name, share in kernels.energy.items()
@@ -199,6 +200,7 @@ class _Reader:
         numbers: Object = {name: _float(content[name]) for name in _KERNEL_NUMBERS}
         return KernelRedundancy(
             groups=_count(content["groups"]),
+            directions=None if content.get("directions") is None else _count(content["directions"]),
             norms=self.tensor(content["norms"], torch.float32, (filters,)),
             cosine=self.triangle(content["cosine"], filters),
             similarity=self.triangle(content["similarity"], filters),

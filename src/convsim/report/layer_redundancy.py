@@ -82,6 +82,9 @@ class KernelRedundancy:
         bound: The certificate's bound on the absolute cosine of two maps, √CS(i,j)·‖R‖ /
             (‖F_i‖‖F_j‖), mean over the pairs and the example images. 1 or more tells nothing.
         bounded: The absolute cosine it bounds: of the maps at full zero padding, without bias.
+        directions: How many directions maps can have that are linear in what the filters read: in
+            each group the filters, or the elements of one if these are fewer. None in reports of
+            convsim 0.1.
         autocorrelation: (groups, C·n, C·n) float64, of the layer's inputs, for
             `convsim.expected_similarity`; None unless asked for. Left out of JSON.
         energy: Which share of its energy lies in each class of inputs, "white" within "common"
@@ -99,6 +102,7 @@ class KernelRedundancy:
     similarity_rank_correlation: float
     bound: float
     bounded: float
+    directions: int | None = None
     autocorrelation: Tensor | None = field(default=None, repr=False, compare=False)
     energy: dict[str, float] | None = None
 

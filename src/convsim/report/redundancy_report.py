@@ -14,6 +14,7 @@ from convsim.report.model_redundancy import ModelRedundancy
 from convsim.report.page import html_page
 from convsim.report.table import report_grid
 from convsim.report.verdict import verdict
+from convsim.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +68,13 @@ class RedundancyReport(ModelRedundancy):
 
     def __rich__(self) -> Group:
         return self.table()
+
+    def __str__(self) -> str:
+        """Say it in a few sentences; ``rich.print`` shows the table."""
+        return (
+            f"{visible(self.model)}, {self.images:,} images, similarity {self.similarity:.3f}. "
+            f"{self.verdict}"
+        )
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""

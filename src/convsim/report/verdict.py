@@ -30,12 +30,20 @@ def unrelated(pixels: int) -> float:
     return math.sqrt(2 / (math.pi * pixels))
 
 
-def rank_share(layer: LayerRedundancy) -> float:
-    """Return the effective rank as a share of the maps; 1 is the most there can be.
+def most_rank(layer: LayerRedundancy) -> int:
+    """Return the rank if all maps were as different as can be.
 
-    Fewer pixels than maps leave fewer directions, but many images fill them up.
+    A layer of few inputs and small kernels has fewer directions than maps: a 3×3 kernel on grey
+    images has 9. Where the next layer reads, an activation has made more of them. Fewer pixels than
+    maps leave fewer, too, but many images fill them up.
     """
-    return layer.effective_rank / layer.filters
+    limit = layer.kernels.directions if layer.kernels and layer.pooled is None else None
+    return layer.filters if limit is None else min(limit, layer.filters)
+
+
+def rank_share(layer: LayerRedundancy) -> float:
+    """Return the effective rank as a share of `most_rank`."""
+    return layer.effective_rank / most_rank(layer)
 
 
 def alike(layer: LayerRedundancy) -> int:
@@ -85,6 +93,6 @@ def _numbers(layer: LayerRedundancy) -> str:
     same = f", {twins} {'pair' if twins == 1 else 'pairs'} nearly equal" if twins else ""
     return (
         f"{layer.filters} maps, rank {layer.effective_rank:.0f} (if all were different: "
-        f"{layer.filters}){same}; similarity {layer.similarity:.2f} (of unrelated maps: "
+        f"{most_rank(layer)}){same}; similarity {layer.similarity:.2f} (of unrelated maps: "
         f"{unrelated(layer.pixels):.2f})"
     )

@@ -157,6 +157,7 @@ def shrink(
         (4, 8)
     """
     target = _target(channels=channels, parameters=parameters, macs=macs, keep=keep)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     require_shrinkable(model)
     original = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = calibration_batches(original, batches)
@@ -228,6 +229,12 @@ def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> 
         for slot in group.putting_out:
             wanted = left.pop(slot.key.name, None)
             if wanted is not None:
+                most = len(slot.channels)
+                if not all(isinstance(index, int) and 0 <= index < most for index in wanted):
+                    raise ConvsimError(
+                        f"keep: the channels of {slot.key.name!r} are numbered from 0 to "
+                        f"{most - 1}; got {sorted(wanted)[:8]}."
+                    )
                 staying = {slot.channels[index] for index in wanted}
         broken = [unit for unit in group.units if 0 < len(staying & {*unit}) < len(unit)]
         if broken or not staying:

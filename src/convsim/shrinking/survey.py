@@ -107,7 +107,7 @@ def _chosen(
     """Tell the groups that only chosen layers put out from the others."""
     if layers is None:
         return groups, []
-    names = {name for name, _ in selected_modules(model, layers)}
+    names = {name for name, _ in selected_modules(model, layers, "layers")}
     chosen = [g for g in groups if all(slot.key.name in names for slot in g.producers)]
     left = [LeftWhole(g.name, "left out by layers=…") for g in groups if g not in chosen]
     return chosen, left

@@ -81,6 +81,14 @@ class ImageData:
         """Whether there are classes."""
         return self.classes != UNLABELLED
 
+    @property
+    def one_part(self) -> bool:
+        """Whether both parts are the same images."""
+        train, test = self.train_images, self.test_images
+        if isinstance(train, ImageFiles) and isinstance(test, ImageFiles):
+            return train.source is test.source and torch.equal(train.numbers, test.numbers)
+        return isinstance(train, Tensor) and isinstance(test, Tensor) and torch.equal(train, test)
+
     def require_classes(self) -> ImageData:
         """Return the data set, if a classifier can be trained on it.
 

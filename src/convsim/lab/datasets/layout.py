@@ -181,8 +181,9 @@ def _whole_layout(names: Sequence[str], where: Path, whole: bool) -> Layout:
     if len(classes) < 2:
         classes = UNLABELLED
     if not names or (classes == UNLABELLED and not whole):
-        has = "neither" if names else "no images"
-        raise _another_layout(where, has, ", or {class}/{image}")
+        if not names:
+            raise DataError(f"There are no images in {where}. Give the folder that holds them.")
+        raise _another_layout(where, "neither", ", or {class}/{image}")
     found: dict[str, list[tuple[str, int]]] = {label: [] for label in classes}
     for number, name in enumerate(inside):
         label, _, file = name.partition("/") if classes != UNLABELLED else ("", "", name)
