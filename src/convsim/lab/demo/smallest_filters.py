@@ -52,6 +52,7 @@ def _estimate_norms_(model: nn.Module, images: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for batch in images.split(100):
-        model(batch)
+    batches = max(1, len(images) // 100)
+    for first in range(batches):  # images may be sorted by class: each batch is like all
+        model(images[first::batches])
     model.eval()
