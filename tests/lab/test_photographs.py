@@ -188,7 +188,7 @@ def test_a_folder_that_links_to_itself_is_walked_once(tmp_path, load):
     (path / "elsewhere").symlink_to(tmp_path)
     assert len(load(path, stream=True, whole=True).test_labels) == 3
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="has no images"):
+    with pytest.raises(DataError, match="There are no images in"):
         load(tmp_path / "empty", whole=True)
 
 
@@ -226,7 +226,7 @@ def test_damaged_files_are_left_out_counted_and_named(damaged, load):
     for _ in range(2):  # from the cache, too
         kept = load(damaged, size=8, whole=True, skip_bad=True)
         assert len(kept.test_labels) == 10
-        assert kept.notes == (said,)
+        assert kept.notes == (f"{said}.",)
     streamed = without_unreadable(load(damaged, size=8, stream=True, skip_bad=True))
     assert len(streamed.train_labels) + len(streamed.test_labels) == 10
     assert "3 files left out" in streamed.notes[-1]

@@ -38,7 +38,9 @@ def print_notes(data: ImageData) -> None:
         say(note)
     files = data.test_images
     if isinstance(files, ImageFiles) and files.skipped.names:
-        say(f"{files.skipped}.")
+        left_out = f"{files.skipped}."
+        if left_out not in data.notes:
+            say(left_out)
 
 
 def counter(progress: Progress, what: str, total: float | None = None) -> Callable[..., None]:

@@ -73,7 +73,7 @@ def without_unreadable(data: ImageData) -> ImageData:
         good = torch.tensor(
             [images.name(i) not in images.skipped.names for i in range(len(images))]
         )
-        noted = [str(images.skipped)] if images.skipped.names else []
+        noted = [f"{images.skipped}."] if images.skipped.names else []
         parts |= {f"{part}_images": images[good], f"{part}_labels": labels[good]}
     return replace(data, **parts, notes=(*data.notes, *noted), fingerprint="")
 

@@ -215,7 +215,7 @@ class _Loading:
 
         def decode() -> ImageData:
             data = self._decoded(listing, skipped)
-            said = (str(skipped),) if skipped.names else ()
+            said = (f"{skipped}.",) if skipped.names else ()
             return replace(data, notes=(*notes, *said))
 
         return decode() if key is None else cached(key, self._name(), self.root, decode)
