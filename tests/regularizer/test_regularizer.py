@@ -365,7 +365,7 @@ def test_a_layer_counts_while_it_is_not_frozen(penalty):
     assert values["0"] > 0
     regularizer().backward()
     assert model[0].weight.grad.any()
-    with pytest.raises(convsim.ConvsimError, match="frozen ones left out"):
+    with pytest.raises(convsim.ConvsimError, match="is frozen, so nothing can be trained"):
         Regularizer(model.requires_grad_(False), penalty)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Iterable
 from html import escape
@@ -12,11 +11,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from convsim.errors import ConvsimError, ConvsimWarning
 from convsim.kernels import ConvLayer, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
+from convsim.regularizer.attachment import Attachment
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
 from convsim.regularizer.gradients import add_penalty_gradients_, settle_gradients_
 from convsim.regularizer.loss_hooks import add_to_losses
@@ -25,9 +24,6 @@ from convsim.regularizer.samples import Samples, modules_of
 from convsim.regularizer.sampling import Balance
 from convsim.visible import visible
 
-_ATTACHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Regularizer]] = (
-    weakref.WeakKeyDictionary()
-)
 _FEW = 0.5  # of the layers, on which a penalty that acts is worth its name
 
 
@@ -102,7 +98,7 @@ class Regularizer:
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._balance = Balance(self._coefficient.pending)
         self._samples = self._watch(modules_of(model, self._able))
-        self._handles: list[RemovableHandle] = []
+        self._attachment = Attachment()
         self._warned = False
         if self._samples is None and self._coefficient.automatic:
             self._refuse_auto()
@@ -130,7 +126,7 @@ class Regularizer:
         Of an attached regularizer, which adds the gradient itself, it is detached: to look at.
         """
         value = self._weighted()
-        return value.detach() if self._handles else value
+        return value.detach() if self._attachment else value
 
     def _weighted(self) -> Tensor:
         if self._coefficient.pending and self._samples is None:
@@ -210,7 +206,7 @@ class Regularizer:
             ConvsimError: If the penalty is on feature maps, the regularizer is attached, or scale
                 is not above 0.
         """
-        if self._handles:
+        if self._attachment:
             raise ConvsimError(
                 "The regularizer is attached and adds its gradient itself: it would count twice. "
                 "Call values() to look, or remove() first."
@@ -274,9 +270,9 @@ class Regularizer:
         """
         if isinstance(target, nn.Module):
             handles = [add_to_losses(target, lambda _: self.of_new_maps())]
-        elif not hasattr(target, "step"):
+        elif self._samples is not None and not hasattr(target, "step"):
             raise ConvsimError(
-                "attach() takes a module, such as nn.CrossEntropyLoss(), or an optimizer; got "
+                "attach() takes a module, such as nn.CrossEntropyLoss(); got "
                 f"{getattr(target, '__name__', type(target).__name__)}. Use loss + regularizer() "
                 "with a function."
             )
@@ -291,9 +287,7 @@ class Regularizer:
             handles = [before_every_step(target, self.acting, self._add_gradients)]
         if optimizer is not None:
             handles.append(after_every_step(optimizer, self.step))
-        self._detach()
-        self._take_place_in(target)
-        self._handles = handles
+        self._attachment.move(self, target, handles)
         return self
 
     def of_new_maps(self) -> Tensor | None:
@@ -311,27 +305,12 @@ class Regularizer:
             )
         return None
 
-    def _take_place_in(self, target: object) -> None:
-        """Detach another of this penalty on these layers: a notebook's cell was run again."""
-        others = _ATTACHED.setdefault(target, weakref.WeakSet())
-        modules = {layer.module for layer in self.layers}
-        for other in list(others):
-            same = other is not self and other.penalty == self.penalty
-            if same and {layer.module for layer in other.layers} == modules:
-                other.remove()
-        others.add(self)
-
-    def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
     def remove(self) -> None:
         """Leave what it is attached to, and stop looking at the model's forward passes.
 
         Dropping a regularizer that is not attached does so too.
         """
-        self._detach()
+        self._attachment.remove()
         if self._samples is not None:
             self._samples.close()
 
@@ -441,7 +420,7 @@ class Regularizer:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what looks at this very model: a copy looks at its own."""
         watched = self._samples.modules if self._samples is not None else ()
-        return vars(self) | {"_samples": watched, "_handles": []}
+        return vars(self) | {"_samples": watched, "_attachment": Attachment()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
