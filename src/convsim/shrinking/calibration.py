@@ -62,8 +62,9 @@ def _dealt(batches: list[Tensor]) -> list[Tensor]:
     """
     if len({batch.shape[1:] for batch in batches}) > 1:
         return batches
-    together = torch.cat(batches)
-    return [together[first :: len(batches)].clone() for first in range(len(batches))]
+    count, together = len(batches), torch.cat(batches)
+    batches.clear()  # images may be many
+    return [together[first::count].clone() for first in range(count)]
 
 
 def require_shrinkable(model: nn.Module) -> None:
