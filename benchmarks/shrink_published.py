@@ -105,10 +105,11 @@ def shrink_all(case: Published) -> None:
     waves, cents = tones(TESTED, 0)
     total = sum(p.numel() for p in case.model.parameters())
     original = accuracy(case.model, waves, cents)
-    done = {tuple(map(r.get, ("model", "seed", "share", "method"))) for r in read_records(RECORDS)}
+    key = ("model", "seed", "images", "share", "method")
+    done = {tuple(map(record.get, key)) for record in read_records(RECORDS)}
     for share in SHARES:
         for name, make in methods(case, "parameters", share):
-            if name in WITHOUT_LABELS or (case.name, case.seed, share, name) in done:
+            if name in WITHOUT_LABELS or (*case.base().values(), share, name) in done:
                 continue
             small = make()
             best = rivals.reestimated(small, case.batches)
@@ -117,8 +118,8 @@ def shrink_all(case: Published) -> None:
                 "parameters": sum(p.numel() for p in small.parameters()) / total,
                 "accuracy": accuracy(small if "convsim" in name else best, waves, cents),
             }
-            key = case.base() | {"share": share, "method": name}
-            append_record(RECORDS, key | result | {"environment": environment()})
+            place = case.base() | {"share": share, "method": name}
+            append_record(RECORDS, place | result | {"environment": environment()})
             print(case.name, case.seed, share, name, result, flush=True)
 
 
@@ -145,7 +146,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
                 theirs, ours = scores(method, share), scores(BUDGET, share)
                 gains = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
                 cell = f"{mean(theirs.values()):.1f}" if theirs else ""
-                cells.append(cell + (f"; {Estimate.of(gains).text(1)}" if method != BUDGET else ""))
+                cells.append(
+                    cell + (f"; {Estimate.of(gains).text(1)}" if gains and method != BUDGET else "")
+                )
             rows.append((method, *cells))
         lines.append(markdown_table(("method", *(f"{share:.0%}" for share in SHARES)), rows))
     return "\n".join(lines) + "\n"

@@ -172,3 +172,50 @@ def test_a_size_that_does_not_fit_is_told_as_the_size_that_it_is():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(convsim.ConvsimError, match=r"^input_size=\(9, 9, 3\) does not fit the mod"):
         convsim.measure(model, input_size=(9, 9, 3))
+    with pytest.raises(convsim.ConvsimError, match=r"^input_size=\(3, 2, 2\) does not .* Kernel"):
+        convsim.measure(model, input_size=(3, 2, 2))
+    model[0].bias.data.fill_(float("nan"))
+    with pytest.raises(convsim.NonFiniteError, match=r"^Layer '0' put out"):
+        convsim.measure(model, input_size=(3, 9, 9))
+
+
+class Blocks(nn.Module):
+    """A network with numbers of its own that are called as those of a convolution."""
+
+    in_channels, kernel_size = 7, 3
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+class ChannelsLast(Blocks):
+    """A network that puts the channels first itself."""
+
+    def forward(self, images):
+        return self.inner(images.movedim(-1, 1))
+
+
+class Full(Blocks):
+    """A network that finds no memory."""
+
+    def forward(self, images):
+        raise torch.OutOfMemoryError("none left")
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "kind", "said"),
+    [
+        (Blocks(), IMAGES[:, :1], convsim.ConvsimError, "convolution, 'inner', takes 3 ch"),
+        (ChannelsLast(), torch.zeros(4, 2, 2, 3), RuntimeError, "Kernel size can't be greater"),
+        (ChannelsLast(), IMAGES[:, :2], RuntimeError, "expected input"),
+        (Full(), IMAGES.byte(), torch.OutOfMemoryError, "none left"),
+        (Blocks(), torch.zeros(4).long(), convsim.ConvsimError, r"as \[\(images, labels\)\], not"),
+    ],
+)  # fmt: skip
+def test_only_what_torch_says_of_these_very_inputs_is_told_anew(model, batch, kind, said):
+    with pytest.raises(kind, match=said):
+        convsim.measure(model, [batch])

@@ -59,8 +59,9 @@ def read_networks(data: Path) -> dict[str, nn.Module]:
 
 def shrink(model: nn.Module, gallery: Gallery, share: float) -> dict[str, Any]:
     """Shrink one network, without labels and without training."""
-    every = max(1, len(gallery.padded) // _CALIBRATION)  # they may be sorted by class
-    middle = gallery.padded[::every, 4:-4, 4:-4][:_CALIBRATION]
+    drawn = torch.randperm(len(gallery.padded), generator=torch.Generator().manual_seed(0))
+    some = drawn[:_CALIBRATION].to(gallery.padded.device)  # photographs may be sorted by class
+    middle = gallery.padded[some, 4:-4, 4:-4]
     batches = [gallery.normalized(some) for some in middle.split(250)]
     wait(gallery.labels.device)
     started = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter
@@ -91,10 +92,10 @@ def saying_why(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> Iterator[
     """
     try:
         yield
-    except ConvsimError:
+    except (ConvsimError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = _misfit(model, batch, inputs)
+        reason = _misfit(model, batch, inputs, str(error))
         if reason is None:
             raise
         raise ConvsimError(reason) from error
@@ -198,7 +199,7 @@ def _unreadable(batch: Any, required: Sequence[Parameter]) -> str:
     )
 
 
-def _misfit(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> str | None:
+def _misfit(model: nn.Module, batch: Any, inputs: Sequence[Any], error: str) -> str | None:
     """Say why a model may have failed on inputs, if their types and shapes tell."""
     given = next((x for x in inputs if isinstance(x, Tensor)), None)
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -211,8 +212,17 @@ def _misfit(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> str | None:
             "labels have: give (images, labels), or to measure() "
             "forward=lambda model, batch: model(batch[1])."
         )
+    if given.dim() < 2 and not given.is_floating_point():
+        return (
+            f"A batch is a tensor of shape {tuple(given.shape)}, {given.dtype}, as labels have: "
+            "give a sequence of batches, as [(images, labels)], not one batch."
+        )
     if given.dtype == weights:
-        return _misshapen(model, given)
+        # As torch's convolutions say it, of these very inputs and not of what was made of them.
+        own = str(list(given.shape[1:]))[1:]
+        return _misshapen(model, given) if own in error else None
+    if not re.search("type|implemented", error):
+        return None
     remedy = f"images.to({weights})" if given.is_floating_point() else "images.float() / 255"
     return (
         f"The batch is {given.dtype} and the model's weights are {weights}: give the images as in "
@@ -222,11 +232,15 @@ def _misfit(model: nn.Module, batch: Any, inputs: Sequence[Any]) -> str | None:
 
 def _misshapen(model: nn.Module, given: Tensor) -> str | None:
     """Say what a model's first convolution takes, if inputs are something else."""
-    found = [(n, m) for n, m in model.named_modules() if hasattr(m, "in_channels")]
-    name, first = found[0] if found else ("", None)
-    axes, channels = 2 + len(getattr(first, "kernel_size", ())), getattr(first, "in_channels", 0)
-    if first is None or axes < 3:
+    convolutions = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    )
+    name, first = next(convolutions, ("", None))
+    if first is None:
         return None
+    axes, channels = 2 + len(first.kernel_size), first.in_channels
     said = (
         f"The batch has shape {tuple(given.shape)}, and the first convolution, "
         f"{name or type(first).__name__!r}, takes"

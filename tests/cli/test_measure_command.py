@@ -119,6 +119,7 @@ def test_a_first_look_needs_no_data(run):
     assert report["data"] == "noise of shape (3, 16, 16)"
     assert report["layers"][0]["filters"] == 2
     assert "--input-size for noise, not both" in run(*look, "--data", "digits", code=2).err
+    assert "leave out --input-size" in run(*look, "--size", "8", code=2).err
     wrong = run("measure", "resnet20", "--input-size", "3", "0", "16", code=2)
     assert "(3, 0, 16)" in wrong.err
 

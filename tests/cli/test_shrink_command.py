@@ -148,6 +148,8 @@ def test_a_network_that_does_not_fit_is_told_before_anything_is_written(
     train = partial(run.func, "train", classes, "--out", "one", "--epochs", "1")
     wrong = train("--model", "grey_net:make", code=2)
     assert "takes 1 channels, the second axis: give images of 1 channels" in wrong.err
+    assert "--size" not in wrong.err
     wrong = train("--model", "grey_net:narrow", code=2)
-    assert "The network has 1 outputs" in wrong.err
+    assert "must put out (N, 2), a number for each class" in wrong.err
+    assert not (tmp_path / "one" / "last.ckpt").exists()
     train("--model", "grey_net:fits", "--method", "none")

@@ -109,13 +109,21 @@ def test_a_layer_is_held_to_the_directions_that_it_can_have(report):
     """Nine weights a filter leave 64 maps nine directions, as in a first layer on grey."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 64, 3))
+    model[0].bias.data.zero_()
     measured = convsim.measure(model, [torch.randn(64, 1, 20, 20)])
     layer = measured.layers[0]
     windows = nn.functional.unfold(torch.randn(1, 1, 20, 20), 3)[0]
-    assert layer.kernels.directions == torch.linalg.matrix_rank(windows) == 9
-    assert "(if all were different: 9)" in measured.verdict
+    assert layer.kernels.directions == torch.linalg.matrix_rank(windows) + 1 == 10
+    assert "(if all were different: 10)" in measured.verdict
     assert measured.verdict.startswith("Little to gain")
     assert convsim.RedundancyReport.from_json(measured.to_json()).verdict == measured.verdict
+    biased = convsim.measure(nn.Sequential(nn.Conv2d(1, 64, 1)), [torch.randn(9, 1, 20, 20)])
+    assert biased.layers[0].kernels.directions == 2
+    with torch.no_grad():
+        model[0].weight[9:] = model[0].weight[:9].repeat(7, 1, 1, 1)[:55]
+        model[0].bias[9:] = model[0].bias[:9].repeat(7)[:55]
+    twice = convsim.measure(model, [torch.randn(64, 1, 20, 20)])
+    assert twice.verdict.startswith("Look first at layer 0")
     old = dataclasses.replace(layer, kernels=dataclasses.replace(layer.kernels, directions=None))
     assert dataclasses.replace(measured, layers=(old,)).verdict.startswith("Look first at layer 0")
     assert str(measured) == f"Sequential, 64 images, similarity {layer.similarity:.3f}. " + (

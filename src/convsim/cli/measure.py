@@ -103,10 +103,12 @@ def measure_command(
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
     chosen = subject(model)
     looked_at: ImageData | tuple[int, int, int]
-    part = ""
+    part = "test images"
     if input_size is not None:
         if data is not None:
             raise ConvsimError("Give --data, or --input-size for noise, not both.")
+        if chosen.preprocess is not None or chosen.size is not None:
+            raise ConvsimError("--preprocess and --size are of images: leave out --input-size.")
         network, preprocessing, looked_at = chosen.network(input_size[0]), None, input_size
         count = None
     else:
@@ -114,7 +116,8 @@ def measure_command(
         network, preprocessing = chosen.build(whole)
         looked_at = whole.to_measure(images)
         count = len(looked_at.test_labels)
-        part = "all images" if whole.one_part else "test images"
+        if whole.one_part:
+            part = "all images" if count == len(whole.test_labels) else "images"
     with progress_bar() as progress:
         report = measure_on(
             network, looked_at, preprocessing=preprocessing, batch_size=batch_size, layers=layers,

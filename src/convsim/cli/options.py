@@ -156,7 +156,8 @@ def chosen_precision(asked: Precision | Literal["auto"]) -> Precision:
 def source_of(subject: Subject, data: str | None) -> str:
     """Return the data set that is asked for, or else that of the subject's run."""
     source = data or subject.source
-    if source is None and "/" in subject.model and ":" not in subject.model:
+    named = "/" in subject.model and ":" not in subject.model
+    if source is None and named and not Path(subject.model).is_dir():
         raise ConvsimError(
             f"There is no folder {subject.model!r} of a run. Check the path; or name a network, "
             "and give --data."

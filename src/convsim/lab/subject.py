@@ -67,7 +67,7 @@ class Subject:
     def __post_init__(self) -> None:
         folder = Path(self.model)
         record = None
-        if folder.is_file():
+        if folder.is_file() and folder.suffix:
             raise ConvsimError(
                 f"{self.model} is a file of weights, which does not say what network they are of: "
                 f"name it, and give --weights {self.model}."
@@ -133,7 +133,7 @@ class Subject:
 
     @property
     def guessed(self) -> bool:
-        """Whether images are standardised by what they are, for want of a better way."""
+        """Whether it is a network of the user's, and nobody said how images reach it."""
         return not (self._recorded or self._from_library or self.preprocess) and ":" in self.name
 
     def load_data(self, source: str, *, skip_bad: bool, split: bool = False) -> ImageData:
@@ -155,10 +155,11 @@ class Subject:
         # Named data sets are scaled later, when they are standardised.
         size = None if own or source in DATASETS else self.size
         load = partial(load_dataset, source, size=size, stream=own, skip_bad=skip_bad)
-        if split:
-            with suppress(DataError):
+        data = load(whole=True)
+        if split and data.labelled and data.one_part:
+            with suppress(DataError):  # a class of one image
                 return load()
-        return load(whole=True)
+        return data
 
     def build(self, data: ImageData) -> tuple[nn.Module, Preprocessing]:
         """Build the network with its weights, drawn with seed 0 where there are none.
@@ -183,6 +184,12 @@ class Subject:
             channels: Channels of the images.
             classes: Classes of the head where neither `classes` nor a record says how many.
         """
+        recorded = self._recorded
+        if recorded is not None and recorded.channels != channels:
+            raise ConvsimError(
+                f"{self.model} was trained on images of {recorded.channels} channels; got "
+                f"{channels}."
+            )
         classes = self.classes or (self._record or {}).get("classes") or classes
         torch.manual_seed(0)
         network = build_model(
@@ -225,7 +232,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
                 "convsim.load_shrunk(model, folder) rebuilds it in Python, to be measured there."
             ) from error
         raise DataError(
-            f"A folder to measure is one that convsim train wrote: {folder} has no record.json. "
+            f"A folder is taken for a run of convsim train: {folder} has no record.json. "
             "Train to the end, or name a model and give --weights."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from convsim.batches import saying_why
@@ -35,7 +35,7 @@ from convsim.lab.doubts import warn_of_plain_relu
 from convsim.lab.files import locked
 from convsim.lab.loading import Draw, in_order, labelled_batches
 from convsim.lab.loggers import LoggerName, log_results, make_logger
-from convsim.lab.models import build_model
+from convsim.lab.models import build_model, logits_of
 from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record
 from convsim.lab.runs import Run
@@ -119,11 +119,10 @@ def _train(
     finished = finished_epochs(checkpoint, run) if checkpoint and resumed else 0
     bookkeeping = Bookkeeping(run, checkpoint, progress, resumed)
     model = _model(run, bookkeeping)
-    classifier = Classifier(model, recipe, split.train_images)
-    _require_fit(classifier, run)
     batches = _ShuffledBatches(len(split.train_labels), run, ours)
     batches.set_epoch(finished)  # Lightning sets it too late for the first epoch after a resume
     callbacks = [bookkeeping, *_regularizers(run, model, recipe.epochs * len(batches))]
+    classifier = Classifier(model, recipe, split.train_images)
     with _as_a_library():
         trainer = Trainer(
             max_epochs=recipe.epochs, callbacks=callbacks, accelerator=device,
@@ -172,6 +171,7 @@ def _model(run: Run, bookkeeping: Bookkeeping) -> nn.Module:
     )  # fmt: skip
     if bookkeeping.resumed:
         return model
+    _require_fit(model, run)
     if run.start.weights is not None:
         load_weights(model, run.start.weights)
     if method.initialization is not None:
@@ -181,27 +181,31 @@ def _model(run: Run, bookkeeping: Bookkeeping) -> nn.Module:
     return model
 
 
-def _require_fit(classifier: Classifier, run: Run) -> None:
-    """Try the network on two images, before anything is written.
+def _require_fit(model: nn.Module, run: Run) -> None:
+    """Try the network on two images, before it is trained.
 
     Raises:
-        ConvsimError: If it fails on them, or has fewer outputs than there are classes.
+        ConvsimError: If it fails on them, or does not put out a number for each class.
     """
     shape, classes = tuple(run.data.train_images.shape[1:]), len(run.data.classes)
-    images = torch.zeros(2, *shape, dtype=torch.uint8)
-    with evaluating(classifier):
-        try:
-            with saying_why(classifier.model, images, [images.float()]):
-                outputs = classifier(images).shape[1]
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            raise ConvsimError(
-                f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many "
-                "need a certain size: give one with --size."
-            ) from error
-    if outputs < classes:
+    images = torch.zeros(2, *shape)
+    try:
+        with evaluating(model), saying_why(model, images, [images]):
+            outputs = logits_of(model(images))
+    except ConvsimError as error:
+        raise ConvsimError(f"The network does not fit {run.data.name!r}. {error}") from error
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        if torch.accelerator.is_available():
+            return  # it may work there alone
         raise ConvsimError(
-            f"The network has {outputs} outputs, and {run.data.name!r} has {classes} classes: give "
-            "a network with an output for each."
+            f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many need a "
+            "certain size: give one with --size."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < classes:
+        put_out = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ConvsimError(
+            f"The network must put out (N, {classes}), a number for each class of "
+            f"{run.data.name!r}; of two images it puts out {put_out}."
         )
 
 

@@ -98,6 +98,7 @@ class LayerMeasurement:
                 matrix,
                 self._examples.certificate(),
                 None if self._autocorrelation is None else self._autocorrelation.mean(),
+                bias=getattr(self.probe.module, "bias", None) is not None,
             ),
             pictures=self._examples.pictures(worst),
             pooled=statistics.pooled_cosine(),

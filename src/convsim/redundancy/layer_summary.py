@@ -55,6 +55,8 @@ def kernel_redundancy(
     matrix: Tensor,
     certificate: Tensor,
     autocorrelation: Tensor | None,
+    *,
+    bias: bool,
 ) -> KernelRedundancy:
     """Put together what a layer's kernels say, beside the pair matrix of its maps."""
     groups, filters = bank.filters.shape[:2]
@@ -78,7 +80,7 @@ def kernel_redundancy(
         ),
         bound=bound,
         bounded=bounded,
-        directions=groups * min(filters, bank.filters[0, 0].numel()),
+        directions=groups * min(filters, bank.filters[0, 0].numel() + bias),
         autocorrelation=autocorrelation,
         energy=None if autocorrelation is None else energy_by_class(autocorrelation, bank),
     )

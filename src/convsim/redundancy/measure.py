@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import get_args
 
+import torch
 from torch import nn
 
 from convsim.batches import Batch, Forward, copied, images_of, require_batches, run
-from convsim.errors import ConvsimError, ConvsimWarning
+from convsim.errors import ConvsimError, ConvsimWarning, NonFiniteError
 from convsim.kernels import LayerFilter
 from convsim.redundancy.evaluation import evaluating
 from convsim.redundancy.examples import ExampleImages
@@ -144,7 +145,9 @@ def _of_size(input_size: Sequence[int] | None) -> Iterator[None]:
     """Name the size that somebody gave where noise of it does not fit the model."""
     try:
         yield
-    except ConvsimError as error:
+    except (NonFiniteError, torch.OutOfMemoryError):
+        raise
+    except (ConvsimError, RuntimeError, ValueError) as error:
         if input_size is None:
             raise
         raise ConvsimError(

@@ -83,8 +83,8 @@ class KernelRedundancy:
             (‖F_i‖‖F_j‖), mean over the pairs and the example images. 1 or more tells nothing.
         bounded: The absolute cosine it bounds: of the maps at full zero padding, without bias.
         directions: How many directions maps can have that are linear in what the filters read: in
-            each group the filters, or the elements of one if these are fewer. None in reports of
-            convsim 0.1.
+            each group the filters, or the elements of one, and a constant if there is a bias, if
+            these are fewer. None in reports of convsim 0.1.
         autocorrelation: (groups, C·n, C·n) float64, of the layer's inputs, for
             `convsim.expected_similarity`; None unless asked for. Left out of JSON.
         energy: Which share of its energy lies in each class of inputs, "white" within "common"

@@ -18,6 +18,10 @@ _SPREAD = 0.75
 """A layer whose maps use this share of their directions, or more, has little to give."""
 
 
+_MANY = 0.5
+"""So many pairs that are alike for each map, or more, are no matter of too few directions."""
+
+
 def unrelated(pixels: int) -> float:
     """Return the mean absolute cosine of two maps of independent pixels with mean 0.
 
@@ -42,8 +46,9 @@ def most_rank(layer: LayerRedundancy) -> int:
 
 
 def rank_share(layer: LayerRedundancy) -> float:
-    """Return the effective rank as a share of `most_rank`."""
-    return layer.effective_rank / most_rank(layer)
+    """Return the effective rank as a share of `most_rank`; of all maps, if many are alike."""
+    many = alike(layer) >= _MANY * layer.filters
+    return layer.effective_rank / (layer.filters if many else most_rank(layer))
 
 
 def alike(layer: LayerRedundancy) -> int:

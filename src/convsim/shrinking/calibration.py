@@ -30,11 +30,12 @@ def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tens
     for batch in require_batches(batches, "shrink"):
         inputs = only_input(model, batch).detach()
         if len(inputs) and not found:
-            few = inputs[:2].to(device_of(model))
+            few = inputs[:2].to(device_of(model), copy=True)  # a model may work in place
             with torch.no_grad(), saying_why(model, batch, [inputs]):
                 model(few)
         if len(inputs):
             found.append(inputs.cpu())
+            _require_alike(found[0], found[-1])
     if not found:
         raise ConvsimError(
             "shrink() needs calibration images, a few hundred or more; got none. Labels are not "
@@ -55,16 +56,29 @@ def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tens
     return _dealt(found)
 
 
-def _dealt(batches: list[Tensor]) -> list[Tensor]:
-    """Deal images of one size out to the batches in turn: layers are fitted to some batches each.
+def _require_alike(first: Tensor, later: Tensor) -> None:
+    if (first.dtype, first.shape[1:2], first.dim()) != (later.dtype, later.shape[1:2], later.dim()):
+        raise ConvsimError(
+            f"The calibration batches differ: the first is {first.dtype} of shape "
+            f"{tuple(first.shape)}, a later one {later.dtype} of shape {tuple(later.shape)}. Give "
+            "a sequence of batches, as [images] or [(images, labels)]."
+        )
 
-    Of images sorted by class, a batch as it comes would show a layer one class alone.
+
+def _dealt(batches: list[Tensor]) -> list[Tensor]:
+    """Deal images of one size out to the batches at random: layers are fitted to some batches each.
+
+    Of images sorted by class, a batch as it comes would show a layer one class alone. The draw is
+    the same every time, and the first image, of which pictures are kept, stays the first.
     """
-    if len({batch.shape[1:] for batch in batches}) > 1:
+    if len(batches) == 1 or len({batch.shape[1:] for batch in batches}) > 1:
         return batches
-    count, together = len(batches), torch.cat(batches)
+    together = torch.cat(batches)
+    size = -(-len(together) // len(batches))
     batches.clear()  # images may be many
-    return [together[first::count].clone() for first in range(count)]
+    others = torch.randperm(len(together) - 1, generator=torch.Generator().manual_seed(0))
+    drawn = torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])
+    return [together[some] for some in drawn.split(size)]
 
 
 def require_shrinkable(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from convsim.shrinking.budget import (
     uniform_share,
 )
 from convsim.shrinking.calibration import calibration_batches, device_of, require_shrinkable
-from convsim.shrinking.channels import Group, cut_, kept_axes
+from convsim.shrinking.channels import Group, Slot, cut_, kept_axes
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.groups import LeftWhole
 from convsim.shrinking.plan import Plan, plan_of
@@ -229,13 +230,7 @@ def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> 
         for slot in group.putting_out:
             wanted = left.pop(slot.key.name, None)
             if wanted is not None:
-                most = len(slot.channels)
-                if not all(isinstance(index, int) and 0 <= index < most for index in wanted):
-                    raise ConvsimError(
-                        f"keep: the channels of {slot.key.name!r} are numbered from 0 to "
-                        f"{most - 1}; got {sorted(wanted)[:8]}."
-                    )
-                staying = {slot.channels[index] for index in wanted}
+                staying = {slot.channels[index] for index in _numbers(wanted, slot)}
         broken = [unit for unit in group.units if 0 < len(staying & {*unit}) < len(unit)]
         if broken or not staying:
             raise ConvsimError(
@@ -250,6 +245,21 @@ def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> 
             "such layer. Shrunk.left of another run names the reasons."
         )
     return chosen
+
+
+def _numbers(wanted: Collection[int], slot: Slot) -> list[int]:
+    """Read the numbers of channels of one layer."""
+    most = len(slot.channels)
+    try:
+        numbers = [operator.index(one) for one in wanted]
+    except TypeError:
+        numbers = [-1]
+    if not all(0 <= number < most for number in numbers):
+        raise ConvsimError(
+            f"keep: the channels of {slot.key.name!r} are numbered from 0 to {most - 1}; got "
+            f"{list(wanted)[:8]}."
+        )
+    return numbers
 
 
 def _allocate(

@@ -52,7 +52,7 @@ def _estimate_norms_(model: nn.Module, images: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    batches = max(1, len(images) // 100)
-    for first in range(batches):  # images may be sorted by class: each batch is like all
-        model(images[first::batches])
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    for some in drawn.split(100):  # images may be sorted by class: each batch is like all
+        model(images[some])
     model.eval()
