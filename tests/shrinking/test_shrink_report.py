@@ -143,3 +143,15 @@ def test_swapped_arguments_and_a_file_in_the_folders_place_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(convsim.ConvsimError, match="is a file"):
         shrunk.save(tmp_path / "file")
+
+
+def test_channels_that_go_together_are_shown_once():
+    model, images = network("residual")
+    report = convsim.shrink(model, [images], channels=0.5).report
+    tied = [layer.name for layer in report.layers if layer.folded == report.layers[0].folded]
+    assert len(tied) > 1
+    page = report.to_html()
+    assert page.count("the same channels as") == len(
+        [layer for layer in report.layers if layer.folded]
+    ) - len({layer.folded for layer in report.layers if layer.folded})
+    assert f"{tied[1]}: the same channels as {tied[0]}" in page

@@ -38,7 +38,10 @@ def shrink_page(report: NetworkChange) -> str:
     """Make the page: the whole network, a bar a layer, and what each lost map was folded into."""
     title = f"Shrinking {report.model}"
     rows = "\n".join(map(_row, report.layers))
-    folds = "\n".join(_folds(layer) for layer in report.layers if layer.folded)
+    first: dict[tuple[FoldedMap, ...], str] = {}  # channels that are added go together
+    for layer in report.layers:
+        first.setdefault(layer.folded, layer.name)
+    folds = "\n".join(_folds(layer, first[layer.folded]) for layer in report.layers if layer.folded)
     body = f"""<h1>{escape(visible(title))}</h1>
 <div class="figures">
 <div><b>{_share(report.parameters)}</b>of the parameters: {_counts(report.parameters)}</div>
@@ -83,7 +86,12 @@ def _bar(count: Before) -> str:
     )
 
 
-def _folds(layer: LayerChange) -> str:
+def _folds(layer: LayerChange, first: str) -> str:
+    if layer.name != first:
+        return (
+            f"<p>{escape(visible(layer.name))}: the same channels as {escape(visible(first))}, for "
+            "they are added to each other or lie one behind the other.</p>"
+        )
     items = "\n".join(
         f"<tr><td>{fold.map}</td><td class='note'>" + (_sum(fold) or "nothing") + "</td></tr>"
         for fold in layer.folded
@@ -108,9 +116,9 @@ def _sum(fold: FoldedMap) -> str:
 
 def _picture(fold: FoldPicture, layer: LayerChange) -> str:
     into = next(one.into for one in layer.folded if one.map == fold.map)
-    shown = [("gone", drawn(fold.lost)), ("told", drawn(fold.told, fold.lost))]
+    shown = [("gone", drawn(fold.lost)), ("as told", drawn(fold.told, fold.lost))]
     shown += [
-        (f"{factor:.2g} · {kept}", drawn(map_hw))
+        (f"{factor:.3g} · {kept}", drawn(map_hw))
         for (kept, factor), map_hw in zip(into, fold.into, strict=True)
     ]
     pictures = "".join(f"<span><img alt='' src='{source}'>{name}</span>" for name, source in shown)
