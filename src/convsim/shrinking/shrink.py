@@ -115,8 +115,8 @@ def shrink(
 
     Args:
         model: The network, in any mode; it is not changed.
-        batches: Calibration images as `convsim.measure` takes them, a few hundred or more; labels
-            are not looked at. They are kept in memory.
+        batches: Calibration images as `convsim.measure` takes them, a few hundred or more, in any
+            order; labels are not looked at. They are copied into memory.
         channels: Share of the channels to keep, in (0, 1].
         parameters: Share of the parameters to keep.
         macs: Share to keep of the multiplications in convolutions and linear layers.
@@ -147,7 +147,7 @@ def shrink(
     layer by layer at the modules past which nothing earlier is read (from the images where there is
     no such module or its maps of all images take more than 512 MiB); for every layer P²
     multiplications a position and P³/3 for the solution, P = channels · taps. Memory: the images,
-    those maps, and M² and P² numbers.
+    twice while they are dealt out, those maps, and M² and P² numbers.
 
     Example:
         >>> import torch
