@@ -1,7 +1,7 @@
 """Time whole training steps with each penalty beside the plain step, in every arithmetic.
 
-    python benchmarks/step_cost.py            # six minutes on 2 quiet cores
-    python benchmarks/step_cost.py --quick    # `make bench-quick`: a few minutes
+    python benchmarks/step_cost.py            # a quarter of an hour or more on 2 quiet cores
+    python benchmarks/step_cost.py --quick    # `make bench-quick`: three minutes
     python benchmarks/step_cost.py --tables   # print what is on record
 
 All variants of a network take turns, step by step, so a ratio compares neighbours in time. Appends
