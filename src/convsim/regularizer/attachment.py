@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch.utils.hooks import RemovableHandle
 
-if TYPE_CHECKING:
-    from convsim.regularizer.regularizer import Regularizer
+from convsim.kernels import ConvLayer
+from convsim.penalties import ActivationPenalty, Penalty
 
-_ATTACHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Regularizer]] = (
-    weakref.WeakKeyDictionary()
-)
+
+class Attached(Protocol):
+    """What is attached: a `convsim.Regularizer`."""
+
+    layers: tuple[ConvLayer, ...]
+    penalty: Penalty | ActivationPenalty
+
+    def remove(self) -> None:
+        """Leave what it is attached to."""
+
+
+_ATTACHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attached]] = weakref.WeakKeyDictionary()
 
 
 class Attachment:
@@ -26,7 +35,7 @@ class Attachment:
         return bool(self._handles)
 
     def move(
-        self, regularizer: Regularizer, target: object, handles: Iterable[RemovableHandle]
+        self, regularizer: Attached, target: object, handles: Iterable[RemovableHandle]
     ) -> None:
         """Leave the target before, and take the place of others of this penalty on these layers.
 

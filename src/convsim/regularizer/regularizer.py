@@ -430,21 +430,24 @@ class Regularizer:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
         return "\n".join(
             [f"Regularizer({self.penalty}, coefficient={coefficient})"]
-            + [f"  {self._describe(layer)}" for layer in self.layers]
+            + [f"  {name}: {what}" for name, what in map(self._described, self.layers)]
         )
 
     def _repr_html_(self) -> str:
         """Show the layers as a table in a notebook."""
-        head, *lines = repr(self).splitlines()
-        rows = (line.strip().partition(": ") for line in lines)
-        cells = (f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, _, b in rows)
-        return f"<div><b>{escape(head)}</b><table>{''.join(cells)}</table></div>"
+        head = repr(self).partition("\n")[0]
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(what)}</td></tr>"
+            for name, what in map(self._described, self.layers)
+        )
+        return f"<div><b>{escape(head)}</b><table>{rows}</table></div>"
 
-    def _describe(self, layer: ConvLayer) -> str:
+    def _described(self, layer: ConvLayer) -> tuple[str, str]:
+        """Return a layer's name, and what the penalty sees of it."""
         groups, filters, channels, *kernel = self._shapes[layer.name]
         out = "" if layer in self._able else " (left out: constant)"
         out = out if layer.trains else " (left out: frozen)"
-        return (
-            f"{visible(layer.name)}: {type(layer.module).__name__}, {groups} × {filters} filters "
-            f"of {channels} × {'×'.join(map(str, kernel))}{out}"
+        return visible(layer.name), (
+            f"{type(layer.module).__name__}, {groups} × {filters} filters of "
+            f"{channels} × {'×'.join(map(str, kernel))}{out}"
         )
