@@ -47,8 +47,10 @@ def most_rank(layer: LayerRedundancy) -> int:
 
 def rank_share(layer: LayerRedundancy) -> float:
     """Return the effective rank as a share of `most_rank`; of all maps, if many are alike."""
-    many = alike(layer) >= _MANY * layer.filters
-    return layer.effective_rank / (layer.filters if many else most_rank(layer))
+    most = most_rank(layer)
+    if most < layer.filters and alike(layer) >= _MANY * layer.filters:
+        most = layer.filters
+    return layer.effective_rank / most
 
 
 def alike(layer: LayerRedundancy) -> int:
