@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
-from convsim.lab.datasets.image_data import ImageData
+from convsim.lab.datasets.image_data import ImageData, Images
 from convsim.lab.loading import prepared
 from convsim.lab.preprocessing import Preprocessing, Standardised
 from convsim.redundancy import Place, measure
@@ -52,43 +53,50 @@ def measure_on(
         DataError: If an image cannot be read and may not be left out.
         NonFiniteError: As `convsim.measure`.
     """
-    shape = () if isinstance(data, ImageData) else data
+    shape: tuple[int, ...] = ()
 
-    def batches(data: ImageData) -> Iterator[Tensor]:
+    def batches(images: Images, how: Preprocessing) -> Iterator[Tensor]:
         nonlocal shape
-        done, how = 0, preprocessing or Standardised.of(data.train_images)
-        for batch in prepared(data.test_images, how, batch_size):
+        done = 0
+        for batch in prepared(images, how, batch_size):
             shape = tuple(batch.shape[1:])
             yield batch
             done += len(batch)
             progress(done)
 
+    if isinstance(data, ImageData):
+        how = preprocessing or Standardised.of(data.train_images)
+        given: dict[str, Any] = {"batches": batches(data.test_images, how)}
+        said = f"{data.name}, {part}, {how.description}"
+    else:
+        given, said, shape = {"input_size": data}, "", data
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     try:
         report = measure(
             model,
-            batches(data) if isinstance(data, ImageData) else None,
-            input_size=None if isinstance(data, ImageData) else data,
+            **given,
             layers=layers,
             modules=modules,
             examples=examples,
             autocorrelation=autocorrelation,
             place=place,
         )
-        if not isinstance(data, ImageData):
-            return report
-        how = preprocessing or Standardised.of(data.train_images)
-        return replace(report, data=f"{data.name}, {part}, {how.description}")
+        return replace(report, data=said) if said else report
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        wanted = wanted_size(model)
-        remedy = f"It wants {wanted}×{wanted}" if wanted else "Many need a certain size"
-        raise ConvsimError(
-            f"The model failed on images of {shape} ({type(error).__name__}: {error}). {remedy}: "
-            f"give {f'--size {wanted}' if wanted else 'one with --size'}."
-        ) from error
+        raise failed_on(model, shape, error) from error
+
+
+def failed_on(model: nn.Module, shape: tuple[int, ...], error: Exception) -> ConvsimError:
+    """Say that a model failed on images of a shape, and which size it wants."""
+    wanted = wanted_size(model)
+    remedy = f"It wants {wanted}×{wanted}" if wanted else "Many need a certain size"
+    return ConvsimError(
+        f"The model failed on images of {shape} ({type(error).__name__}: {error}). {remedy}: "
+        f"give {f'--size {wanted}' if wanted else 'one with --size'}."
+    )
 
 
 def wanted_size(model: nn.Module) -> int | None:

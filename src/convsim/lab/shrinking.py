@@ -13,6 +13,7 @@ from convsim.lab.arithmetic import ARITHMETIC, Precision
 from convsim.lab.augmentation import crop_and_flip
 from convsim.lab.datasets.image_data import ImageData
 from convsim.lab.loading import prepared
+from convsim.lab.measuring import failed_on
 from convsim.lab.models import logits_of
 from convsim.lab.preprocessing import Preprocessing, Standardised
 from convsim.shrinking import Shrunk, shrink
@@ -55,10 +56,7 @@ def shrink_on(
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise ConvsimError(
-            f"The model failed on images of {tuple(batches[0].shape[1:])} "
-            f"({type(error).__name__}: {error}). Many need a certain size: give one with --size."
-        ) from error
+        raise failed_on(model, tuple(batches[0].shape[1:]), error) from error
 
 
 @torch.no_grad()

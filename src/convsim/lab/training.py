@@ -35,6 +35,7 @@ from convsim.lab.doubts import warn_of_plain_relu
 from convsim.lab.files import locked
 from convsim.lab.loading import Draw, in_order, labelled_batches
 from convsim.lab.loggers import LoggerName, log_results, make_logger
+from convsim.lab.measuring import failed_on
 from convsim.lab.models import build_model, logits_of
 from convsim.lab.processes import Processes, processes
 from convsim.lab.records import Record
@@ -197,10 +198,7 @@ def _require_fit(model: nn.Module, run: Run) -> None:
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         if torch.accelerator.is_available():
             return  # it may work there alone
-        raise ConvsimError(
-            f"The model failed on images of {shape} ({type(error).__name__}: {error}). Many need a "
-            "certain size: give one with --size."
-        ) from error
+        raise failed_on(model, shape, error) from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < classes:
         put_out = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ConvsimError(
