@@ -16,7 +16,6 @@ from convsim.cli.console import say
 from convsim.errors import ConvsimError, did_you_mean
 from convsim.lab import models
 from convsim.lab.arithmetic import Precision, choose_precision
-from convsim.lab.preprocessing import Preprocessing
 from convsim.lab.runs import Optimizer, Recipe, Schedule
 from convsim.lab.subject import Subject
 
@@ -165,17 +164,6 @@ def source_of(subject: Subject, data: str | None) -> str:
     if source is None:
         raise typer.BadParameter("Missing option '--data'.")
     return source
-
-
-def say_preprocessing(subject: Subject, preprocessing: Preprocessing) -> None:
-    """Say how images reach the network, and warn where its weights may have seen others."""
-    say(f"Images: {preprocessing.description}.")
-    if subject.guessed and subject.weights is not None:
-        say(
-            f"{subject.name} is a network of yours: if it was trained on images prepared "
-            "otherwise, give --preprocess package.module:function.",
-            head="Warning: ",
-        )
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:

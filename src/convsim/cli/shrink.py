@@ -19,12 +19,12 @@ from convsim.cli.options import (
     PrecisionOption,
     SkipBad,
     chosen_precision,
-    say_preprocessing,
     source_of,
     with_subject,
 )
 from convsim.errors import ConvsimError
 from convsim.lab.datasets import ImageData
+from convsim.lab.preprocessing import Preprocessing
 from convsim.lab.shrinking import accuracy_on, shrink_on, train_on_
 from convsim.lab.subject import Subject
 from convsim.lab.training_data import without_unreadable
@@ -100,7 +100,7 @@ def shrink_command(
     print_notes(dataset)
     if chosen.weights is None and not chosen.pretrained:
         say("The weights are untrained: give trained ones with --weights.", head="Warning: ")
-    say_preprocessing(chosen, preprocessing)
+    _say_preprocessing(chosen, preprocessing)
     arithmetic = chosen_precision(precision) if finetune or distill else "float32"
     with progress_bar() as progress:
         shrunk = shrink_on(
@@ -141,6 +141,17 @@ def _target(**shares: float | None) -> tuple[str, float]:
             f"--keep-{name} 0.5."
         )
     return name, share
+
+
+def _say_preprocessing(subject: Subject, preprocessing: Preprocessing) -> None:
+    """Say how images reach the network, and warn where its weights may have seen others."""
+    say(f"Images: {preprocessing.description}.")
+    if subject.guessed and subject.weights is not None:
+        say(
+            f"{subject.name} is a network of yours: if it was trained on images prepared "
+            "otherwise, give --preprocess package.module:function.",
+            head="Warning: ",
+        )
 
 
 def _tell(
