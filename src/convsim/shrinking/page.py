@@ -27,10 +27,10 @@ svg { vertical-align: middle; } .all { fill: var(--gone); } .kept { fill: var(--
 figure { margin: 0; } figcaption { font-size: .8em; }
 figure span { display: inline-block; text-align: center; margin-right: .35rem; font-size: .75em; }
 figure img { display: block; width: 64px; image-rendering: pixelated; margin: auto; }
-.scroll { overflow-x: auto; } td { white-space: nowrap; } td.note {
-  white-space: normal; min-width: 12rem; }
+.scroll { overflow-x: auto; } td { white-space: nowrap; }
+td.note { white-space: normal; min-width: 12rem; font-size: .85em; }
 @media (max-width: 34rem) { th, td { padding: .2rem .35rem; font-size: .85rem; } }
-details { margin: .4rem 0; } summary { cursor: pointer; } td.note { font-size: .85em; }
+details { margin: .4rem 0; } summary { cursor: pointer; }
 """
 
 
