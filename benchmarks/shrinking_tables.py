@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -78,9 +78,19 @@ def _cell(own: Records, method: str) -> str:
     text = f"{mean(map(figure_of, these.values())):.1f}"
     if OURS in method:
         return text + f" ({100 * mean(one['reestimated'] for one in these.values()):.1f})"
-    best = _best(own)
-    pairs = [figure_of(best[seed]) - figure_of(one) for seed, one in these.items() if seed in best]
-    return text + (f"; {Estimate.of(pairs).text(1)}" if pairs else "")
+    ours, theirs = (
+        {seed: figure_of(one) for seed, one in each.items()} for each in (_best(own), these)
+    )
+    return beside(ours, theirs)
+
+
+def beside(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Write a method's mean, and how far ours is above it by seed, where both are known."""
+    if not theirs:
+        return ""
+    gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    text = f"{mean(theirs.values()):.1f}"
+    return text + (f"; {Estimate.of(gains).text(1)}" if gains else "")
 
 
 def _best(own: Records) -> dict[int, dict[str, Any]]:
@@ -113,14 +123,11 @@ def trained_tables(records: Records) -> list[str]:
             cells = []
             for column in columns:
                 own = [o for o in of_network if (o["kind"], o["trained"]) == column]
-                ours = {o["seed"]: o["after"] for o in own if o["method"] == "convsim, one budget"}
-                these = {o["seed"]: o["after"] for o in own if o["method"] == method}
-                cell = f"{100 * mean(these.values()):.1f}" if these else ""
-                shared = ours.keys() & these.keys()
-                if shared and method != "convsim, one budget":
-                    gains = [100 * (ours[seed] - these[seed]) for seed in sorted(shared)]
-                    cell += f"; {Estimate.of(gains).text(1)}"
-                cells.append(cell)
+                scores: dict[str, dict[int, float]] = defaultdict(dict)
+                for one in own:
+                    scores[one["method"]][one["seed"]] = 100 * float(one["after"])
+                ours = {} if method == "convsim, one budget" else scores["convsim, one budget"]
+                cells.append(beside(ours, scores[method]))
             rows.append((method, *cells))
         lines.append(markdown_table(["method", *heads], rows))
     return lines
