@@ -11,11 +11,10 @@ from convsim.shrinking.budget import (
     Extent,
     Term,
     allocate,
-    balance,
     multiplication_cost,
     parameter_cost,
 )
-from convsim.shrinking.channels import Group, cut_, kept_axes
+from convsim.shrinking.channels import cut_, kept_axes
 from convsim.shrinking.groups import channel_groups
 from convsim.shrinking.survey import survey
 
@@ -71,36 +70,3 @@ def test_the_cost_of_a_module_outside_all_groups_is_fixed():
     groups, _ = channel_groups(model.eval(), torch.randn(2, 3, 9, 9))
     cost = parameter_cost(model, groups[:1])
     assert cost.fixed == 4 + 4 * 2 * 9 + 2
-
-
-def balanced(losses, most, multiple=1):
-    """Return what `balance` keeps, and what `allocate` does."""
-    errors, units = torch.tensor(losses, dtype=torch.float64).unbind(), len(losses[0]) - 1
-    groups = [Group((), tuple((c,) for c in range(units)))] * len(losses)
-    budget = {"cost": quadratic(units, len(losses)), "most": most}
-    budget["multiple_of"] = [multiple] * len(losses)
-    return balance(errors, groups, **budget), allocate(errors, **budget)
-
-
-def test_what_loses_much_less_than_an_even_share_is_kept():
-    spare = [1.0, 0.5, *[0.0] * 15]
-    dear = [16.0 - k for k in range(17)]
-    own, by_error = balanced([spare, dear], 20)
-    assert own == by_error
-    assert own[1] == 16
-
-
-def test_what_loses_as_much_as_an_even_share_moves_towards_it():
-    steep, flat = ([slope * (1 - k / 16) for k in range(17)] for slope in (1.0, 0.8))
-    own, by_error = balanced([steep, flat], 12)
-    assert by_error == [11, 1]  # of √(11·16) to √(1·16) and at most 12
-    assert own == [9, 3]
-    own, _ = balanced([steep, flat], 12, multiple=4)
-    assert all(kept % 4 == 0 for kept in own)
-
-
-def test_what_no_reader_needs_gets_no_even_share():
-    """Of 16 units of the first group two are needed, though much is lost in the others."""
-    dead = [1.0, 0.5, *[0.0] * 15]
-    own, _ = balanced([dead, *[[0.95**k - 0.95**16 for k in range(17)]] * 2], 14)
-    assert own[0] <= 3

@@ -201,7 +201,7 @@ def test_fitting_in_sequence_loses_less():
 def test_statistics_of_norms_are_the_originals_and_estimating_them_anew_loses_more():
     model, images = network("depthwise")
     images, fresh = images[:200], torch.randn(200, 3, 8, 8)
-    shrunk = convsim.shrink(model, [images], channels=0.6, positions=ALL)
+    shrunk = convsim.shrink(model, [images], channels=0.6, uniformly=True, positions=ALL)
     anew = copy.deepcopy(shrunk.model)
     for norm in anew.modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -15,8 +15,6 @@ from convsim.shrinking.weights import reads_maps
 
 _STEPS = 32
 """In how many steps a group goes from all to nothing, at the least."""
-_NOTHING = 1e-9
-"""A relative error that is none."""
 
 
 @dataclass(frozen=True)
@@ -115,50 +113,6 @@ def channel_cost(groups: Sequence[Group]) -> Cost:
             for g, group in enumerate(groups)
         ),
     )
-
-
-def balance(
-    errors: Sequence[Tensor],
-    groups: Sequence[Group],
-    cost: Cost,
-    most: float,
-    *,
-    multiple_of: Sequence[int],
-) -> list[int]:
-    """Choose how many units to keep of each group, by their errors or between them and evenly.
-
-    A group's error is that of a network whose other groups are whole. Where much is dropped
-    everywhere, maps are told from maps that are themselves in error, and those that seemed spare
-    average that out. So the less is won by what `allocate` keeps over the same share of every
-    group, the nearer it moves to that: not at all where it loses a quarter of the error or less,
-    and from a half on to the geometric mean of both.
-
-    Args:
-        errors: As in `allocate`, as the next three.
-        groups: The groups.
-        cost: What is to be saved.
-        most: The cost to come down to.
-        multiple_of: What the numbers of units should be multiples of.
-    """
-    kept = allocate(errors, cost, most, multiple_of=multiple_of)
-    even = uniform(groups, cost, most, multiple_of)
-    lost, lost_evenly = (
-        sum(float(error[count]) for error, count in zip(errors, counts, strict=True))
-        for counts in (kept, even)
-    )
-    weight = 0.5 * min(1.0, max(0.0, 4 * lost / lost_evenly - 1)) if lost_evenly > 0 else 0.0
-    if weight == 0 or cost.at(kept) > most:
-        return kept
-    needed = [int((error > _NOTHING).sum()) for error in errors]
-    means = [one ** (1 - weight) * all_**weight for one, all_ in zip(kept, needed, strict=True)]
-
-    def scaled(factor: float) -> list[int]:
-        return [
-            min(len(group.units), max(1, round(factor * mean / multiple)) * multiple)
-            for group, mean, multiple in zip(groups, means, multiple_of, strict=True)
-        ]
-
-    return _largest(scaled, cost, most, 2.0 * max(len(error) for error in errors))
 
 
 def allocate(

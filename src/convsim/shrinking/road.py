@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convsim.shrinking.calibration import device_of
-from convsim.shrinking.resuming import Cut, Reached, cuts, resumed
+from convsim.shrinking.resuming import Cut, Reached, resumed
 from convsim.shrinking.topology import Additions, Fate, Seen
 from convsim.shrinking.verification import outputs
 from convsim.shrinking.weights import rows_of
@@ -34,16 +34,16 @@ class Road:
     Args:
         model: The network, in ``eval()`` mode.
         batches: The images.
-        layers: The names of layers that will be asked for.
+        cuts: Where its passes can be resumed, or those of a network alike but for its widths.
 
     Memory: a cut's maps of all batches, at most 512 MiB.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor], layers: Sequence[str]) -> None:
-        self.batches = batches
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Tensor], cuts: Sequence[Cut] = ()
+    ) -> None:
+        self.batches, self._cuts = batches, cuts
         self._model, self._device = model, device_of(model)
-        probe = batches[0][:2].to(self._device)
-        self._cuts = cuts(model, probe, layers) if layers else []
         self._place = {cut: place for place, cut in enumerate(self._cuts)}
         self._reached: dict[int, tuple[Cut, Tensor]] = {}
 

@@ -7,24 +7,32 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convsim.precision import full_precision
+from convsim.shrinking.calibration import device_of
 from convsim.shrinking.channels import AxisKey, KeptAxes
 from convsim.shrinking.compensation import ridge_regression
 from convsim.shrinking.consumers import add_constant_
-from convsim.shrinking.resuming import Reached
+from convsim.shrinking.resuming import Cut, Reached
+from convsim.shrinking.resuming import cuts as find_cuts
 from convsim.shrinking.road import Road
 from convsim.shrinking.statistics import RegressionStatistics
+from convsim.shrinking.survey import Survey
 from convsim.shrinking.topology import Fate, norm_scale
 from convsim.shrinking.weights import filters_of, set_filters_, windows_of
 
 _SAMPLES = 32
 """How many samples are enough for each predictor of a layer: more changed no accuracy."""
+_FEW_SAMPLES = 4
+"""How many tell roughly what a fit repairs."""
+_RIDGE = 1e-3
+"""Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
+it is."""
 _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
@@ -33,64 +41,100 @@ _SILENT = 1e-3
 """A BatchNorm's scale below this share of its largest: its channel hardly reaches the sum."""
 
 
-def solve_in_sequence_(
-    small: nn.Module,
-    original: nn.Module,
-    axes: KeptAxes,
-    layers: Mapping[str, Fate],
-    batches: Sequence[Tensor],
-    *,
-    per_image: Mapping[str, float],
-    positions: int,
-    ridge: float,
-    progress: Callable[[int, int], None],
-) -> Road:
-    """Fit layers of a smaller network, one after the other, in place.
-
-    What a layer should put out is what it puts out in the original network. Where that is added to
-    another tensor, as in a residual block, the sum should be the original's: so the layer makes up
-    for what the other summand lacks as well. The difference is regressed on the layer's windows by
-    least squares. The coefficients are added to the layer's weight, and the constant to its bias or
-    the mean of its BatchNorm.
+class Fitting:
+    """Fits layers of smaller networks, one after the other, to what the original computes.
 
     Args:
-        small: The smaller network, on the same device.
         original: The original.
-        axes: Which indices of the original's axes the smaller one has.
-        layers: The layers' names and fates, in the order of computation.
-        batches: The calibration images; each layer looks at as many batches as it needs.
-        per_image: How many positions each layer has for one image.
+        found: What was found in it.
+        batches: The calibration images.
         positions: How many positions of each image to take.
-        ridge: Relative to the mean square of each predictor; it pulls towards the weight as it is.
-        progress: Called after each layer with how many are done, and how many there are.
-
-    Returns:
-        How far the smaller network has come with each batch.
+        cuts: Where its forward passes can be resumed; looked for if None.
+        samples: How many are enough for each predictor of a layer; it looks at as many batches.
     """
-    stages = [_Stage(name, fate, small, axes) for name, fate in layers.items() if fate.linear]
-    for number, stage in enumerate(stages):
-        stage.choose(batches, number, min(positions, per_image[stage.name]))
-    names = [stage.name for stage in stages]
-    smaller, whole = (Road(network, batches, names) for network in (small, original))
-    done = 0
-    for together in _chunks(stages, positions, batches):
-        wanted = _wanted(whole, together, positions)
-        for stage in together:
-            stage.solve_(smaller, wanted.pop(stage.name), positions, ridge)
-            done += 1
-            progress(done, len(stages))
-    return smaller
 
+    def __init__(
+        self,
+        original: nn.Module,
+        found: Survey,
+        batches: Sequence[Tensor],
+        positions: int,
+        cuts: Sequence[Cut] | None = None,
+        samples: int = _SAMPLES,
+    ) -> None:
+        self.layers = [name for name, fate in found.fates.items() if fate.linear]
+        if cuts is None:
+            cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
+        self._original, self._found, self._batches, self._cuts = original, found, batches, cuts
+        self._positions, self._samples = positions, samples
+        self._whole = Road(original, batches, cuts)
+        self._chosen: dict[str, list[int]] = {}
+        self._wanted: dict[str, list[Tensor]] = {}
 
-def _wanted(whole: Road, stages: Sequence[_Stage], positions: int) -> dict[str, list[Tensor]]:
-    """Take what layers should tell of the batches they look at."""
-    wanted: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
-    for number in range(len(whole.batches)):
-        reading = [(one.name, one.fate) for one in stages if number in one.batches]
-        if reading:
-            for name, sample in whole.run(number, reading, positions).items():
-                wanted[name].append(sample)
-    return wanted
+    def rough(self) -> Fitting:
+        """Make another that looks at few samples."""
+        return Fitting(
+            self._original, self._found, self._batches, self._positions, self._cuts, _FEW_SAMPLES
+        )
+
+    def fit_(
+        self,
+        small: nn.Module,
+        axes: KeptAxes,
+        layers: Sequence[str],
+        progress: Callable[[], None] = lambda: None,
+    ) -> Road:
+        """Fit layers of a smaller network in place.
+
+        What a layer should put out is what it puts out in the original network. Where that is added
+        to another tensor, as in a residual block, the sum should be the original's: so the layer
+        makes up for what the other summand lacks as well. The difference is regressed on the
+        layer's windows by least squares. The coefficients are added to the layer's weight, and the
+        constant to its bias or the mean of its BatchNorm.
+
+        Args:
+            small: The smaller network, on the same device.
+            axes: Which indices of the original's axes it has.
+            layers: The layers' names, in the order of computation, none before the first of the
+                last call.
+            progress: Called after each layer.
+
+        Returns:
+            How far the smaller network has come with each batch.
+        """
+        road = Road(small, self._batches, self._cuts)
+        stages = [_Stage(name, self._found.fates[name], small, axes) for name in layers]
+        for stage in stages:
+            stage.batches = self._batches_of(stage)
+        for together in _chunks(stages, self._positions, self._batches):
+            self._take(together)
+            for stage in together:
+                stage.solve_(road, self._wanted[stage.name], self._positions)
+                progress()
+        return road
+
+    def _batches_of(self, stage: _Stage) -> list[int]:
+        """Choose batches with enough samples for a layer, others than for the layer before."""
+        if stage.name not in self._chosen:
+            start, count, samples = self.layers.index(stage.name), len(self._batches), 0.0
+            each = min(self._positions, self._found.positions[stage.name])
+            chosen: list[int] = []
+            while len(chosen) < count and samples < self._samples * stage.predictors:
+                chosen.append((start + len(chosen)) % count)
+                samples += each * len(self._batches[chosen[-1]])
+            self._chosen[stage.name] = sorted(chosen)
+        return self._chosen[stage.name]
+
+    def _take(self, stages: Sequence[_Stage]) -> None:
+        """Take what layers should tell of the batches they look at, and forget that of others."""
+        known = {one.name: self._wanted[one.name] for one in stages if one.name in self._wanted}
+        unknown = [one for one in stages if one.name not in known]
+        self._wanted = known | {one.name: [] for one in unknown}
+        for number in range(len(self._batches)):
+            reading = [(one.name, one.fate) for one in unknown if number in one.batches]
+            if reading:
+                for name, sample in self._whole.run(number, reading, self._positions).items():
+                    self._wanted[name].append(sample)
 
 
 def _chunks(
@@ -124,22 +168,11 @@ class _Stage:
         self.outputs = filters_GMCn[..., 0, 0].numel()
         self.predictors = filters_GMCn[0, 0].numel()
 
-    def choose(self, batches: Sequence[Tensor], start: int, each: float) -> None:
-        """Choose batches with enough samples, others than for the layer before, `each` an image."""
-        samples = 0.0
-        self.batches = []
-        for number in range(len(batches)):
-            if samples < _SAMPLES * self.predictors:
-                self.batches.append((start + number) % len(batches))
-                samples += each * len(batches[self.batches[-1]])
-        self.batches.sort()
-
     def solve_(
         self,
         road: Road,
         wanted: Sequence[Tensor],
         positions: int,
-        ridge: float,
     ) -> None:
         """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
         filters_GMCn = filters_of(self.layer)
@@ -153,7 +186,7 @@ class _Stage:
                 missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
                 statistics.add(windows_GSP, missing_GSM.to(windows_GSP))
         constant = self.layer.bias is not None or self.norm is not None
-        more_GPM, constant_GM = ridge_regression(statistics, constant=constant, ridge=ridge)
+        more_GPM, constant_GM = ridge_regression(statistics, constant=constant, ridge=_RIDGE)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
         add_constant_(self.layer, self.norm, constant_GM.flatten())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from convsim.kernels import LayerFilter
 from convsim.shrinking.archive import REPORT, save_network
 from convsim.shrinking.budget import (
     Cost,
-    balance,
+    allocate,
     channel_cost,
     multiplication_cost,
     parameter_cost,
@@ -25,20 +26,17 @@ from convsim.shrinking.budget import (
     uniform_share,
 )
 from convsim.shrinking.calibration import calibration_batches, device_of, require_shrinkable
-from convsim.shrinking.channels import Group, Slot, cut_, kept_axes
-from convsim.shrinking.consumers import add_constant_
+from convsim.shrinking.channels import Group, Slot
 from convsim.shrinking.groups import LeftWhole
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
 from convsim.shrinking.road import Road
-from convsim.shrinking.sequence import solve_in_sequence_
+from convsim.shrinking.sensitivity import sensitivities
+from convsim.shrinking.sequence import Fitting
+from convsim.shrinking.smaller import smaller
 from convsim.shrinking.summary import summarize
 from convsim.shrinking.survey import Survey, survey
 from convsim.shrinking.verification import disagreement
-from convsim.shrinking.weights import set_filters_
-
-_RIDGE = 1e-3
-"""Of the regressions in sequence, relative to the mean square of each predictor."""
 
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and how many there are."""
@@ -124,13 +122,13 @@ def shrink(
             the loss of the others is only compensated for.
         layers: Layers whose outputs may be cut, as in `convsim.conv_layers`, linear layers
             included. Channels that several layers put out together are cut if all are chosen.
-        uniformly: Whether to keep the same share of every layer, instead of dropping where least is
-            lost for what is saved (`convsim.shrinking.budget.balance`).
+        uniformly: Whether to keep the same share of every layer, instead of dropping where least
+            of the outputs is lost for what is saved (`convsim.shrinking.sensitivity`).
         multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
         in_sequence: Whether to fit the layers one after the other, after W·A.
-        progress: Called as the layers are fitted.
+        progress: Called as groups of channels are tried, and layers fitted.
 
     Returns:
         The smaller network, of the same class, in the modes of the original, with report and plan.
@@ -143,11 +141,12 @@ def shrink(
         MissingExtraError: If Torch-Pruning is not installed.
 
     Cost: a forward pass for the statistics, with M² multiplications a position for every M maps
-    read; M³ for every group and consumer; then about one pass of either network, taken up again
-    layer by layer at the modules past which nothing earlier is read (from the images where there is
-    no such module or its maps of all images take more than 512 MiB); for every layer P²
-    multiplications a position and P³/3 for the solution, P = channels · taps. Memory: the images,
-    twice while they are dealt out, those maps, and M² and P² numbers.
+    read; M³ for every group and consumer; for each group a fit of four layers to a few batches, to
+    see what its loss does to the outputs (not with `uniformly` or `keep`); then about one pass of
+    either network, taken up again layer by layer at the modules past which nothing earlier is read
+    (from the images where there is no such module or its maps of all images take more than 512
+    MiB); for every layer P² multiplications a position and P³/3 for the solution, P = channels ·
+    taps. Memory: the images, twice while they are dealt out, those maps, and M² and P² numbers.
 
     Example:
         >>> import torch
@@ -163,24 +162,28 @@ def shrink(
     original = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = calibration_batches(original, batches)
     found = survey(original, inputs, layers=layers, positions=positions)
-    kept = _choose(original, found, target, uniformly=uniformly, multiple_of=multiple_of)
+    fitting = Fitting(original, found, inputs, positions) if in_sequence else None
+    searched = keep is None and not uniformly
+    steps = (len(found.groups) if searched else 0) + (len(fitting.layers) if fitting else 0)
+    done = itertools.count(1)
+
+    def step() -> None:
+        progress(next(done), steps)
+
+    def weigh() -> list[float]:
+        return sensitivities(original, found, inputs, fitting and fitting.rough(), step)
+
+    kept = _choose(original, found, target, weigh if searched else None, multiple_of)
     _require_sound(original, found, kept, inputs[0])
-    axes = kept_axes(zip(found.groups, kept, strict=True))
-    small = copy.deepcopy(original)
-    _compensate_(small, found, kept)
-    cut_(small, axes)
-    road = Road(small, inputs, ())
-    if in_sequence:
-        road = solve_in_sequence_(
-            small, original, axes, found.fates, inputs, per_image=found.positions,
-            positions=positions, ridge=_RIDGE, progress=progress,
-        )  # fmt: skip
+    small, axes = smaller(original, found, kept)
+    road = fitting.fit_(small, axes, fitting.layers, step) if fitting else Road(small, inputs)
     report = summarize(original, small, found, kept, road)
     _take_modes_(small, model)
     return Shrunk(small, report, plan_of(model, axes), tuple(found.left))
 
 
 _Target = tuple[str, float | Mapping[str, Collection[int]]]
+_Weigh = Callable[[], list[float]]
 
 
 def _target(**targets: float | Mapping[str, Collection[int]] | None) -> _Target:
@@ -203,17 +206,14 @@ def _target(**targets: float | Mapping[str, Collection[int]] | None) -> _Target:
 
 
 def _choose(
-    model: nn.Module, found: Survey, target: _Target, *, uniformly: bool, multiple_of: int
+    model: nn.Module, found: Survey, target: _Target, weigh: _Weigh | None, multiple_of: int
 ) -> list[list[int]]:
     """Choose the channels to keep of every group."""
     name, value = target
     if isinstance(value, Mapping):
         return _as_chosen(found.groups, value)
-    counts = _allocate(model, found, name, value, uniformly=uniformly, multiple_of=multiple_of)
-    return [
-        sorted(c for unit in selection.order[:count] for c in group.units[unit])
-        for group, selection, count in zip(found.groups, found.selections, counts, strict=True)
-    ]
+    counts = _allocate(model, found, name, value, weigh, multiple_of)
+    return [found.channels(number, count) for number, count in enumerate(counts)]
 
 
 def _as_chosen(groups: Sequence[Group], keep: Mapping[str, Collection[int]]) -> list[list[int]]:
@@ -263,12 +263,17 @@ def _numbers(wanted: Collection[int], slot: Slot) -> list[int]:
 
 
 def _allocate(
-    model: nn.Module, found: Survey, name: str, share: float, *, uniformly: bool, multiple_of: int
+    model: nn.Module,
+    found: Survey,
+    name: str,
+    share: float,
+    weigh: _Weigh | None,
+    multiple_of: int,
 ) -> list[int]:
-    """Choose how many units to keep of every group."""
+    """Choose how many units to keep of every group, the same share if they are not weighed."""
     groups = found.groups
     multiples = [max(1, math.ceil(multiple_of * len(g.units) / g.channels)) for g in groups]
-    if name == "channels" and uniformly:
+    if name == "channels" and weigh is None:
         return uniform_share(groups, share, multiples)
     costs: dict[str, Callable[[], Cost]] = {
         "channels": lambda: channel_cost(groups),
@@ -278,18 +283,18 @@ def _allocate(
     cost = costs[name]()
     whole = cost.at([len(group.units) for group in groups])
     most = share * whole * (1 + 1e-9)
-    if uniformly:
-        kept = uniform(groups, cost, most, multiples)
-    else:
-        errors = [selection.total_errors() for selection in found.selections]
-        kept = balance(errors, groups, cost, most, multiple_of=multiples)
-    if cost.at(kept) > most:
+    least = cost.at([min(len(g.units), m) for g, m in zip(groups, multiples, strict=True)])
+    if least > most:
         names = ", ".join(f"{one.layer} ({one.reason})" for one in found.left[:5])
         raise ConvsimError(
             f"{name}={share:g} cannot be reached: with the least that can be kept of every layer, "
-            f"{cost.at(kept) / whole:.3g} is left. Layers that stay whole: {names or 'none'}."
+            f"{least / whole:.3g} is left. Layers that stay whole: {names or 'none'}."
         )
-    return kept
+    if weigh is None:
+        return uniform(groups, cost, most, multiples)
+    weighed = zip(weigh(), found.selections, strict=True)
+    errors = [weight * selection.total_errors() for weight, selection in weighed]
+    return allocate(errors, cost, most, multiple_of=multiples)
 
 
 def _require_sound(
@@ -303,18 +308,6 @@ def _require_sound(
         raise ConvsimError(
             f"The channels chosen cannot be cut together: {reason}. Leave layers out with layers=…."
         )
-
-
-def _compensate_(small: nn.Module, found: Survey, kept: Sequence[Sequence[int]]) -> None:
-    """Let every consumer tell what is lost from the maps that stay."""
-    for readers, channels in zip(found.consumers, kept, strict=True):
-        for one in readers:
-            module = small.get_submodule(one.name)
-            filters, constant = one.compensated(set(channels), module)
-            set_filters_(module, filters)
-            fate = found.fates.get(one.name)
-            norm = None if fate is None or fate.norm is None else small.get_submodule(fate.norm)
-            add_constant_(module, norm, constant.flatten())
 
 
 def _take_modes_(small: nn.Module, model: nn.Module) -> None:

@@ -71,7 +71,7 @@ def summarize(
         macs=Before(
             sum(layer.macs.before for layer in layers), sum(layer.macs.after for layer in layers)
         ),
-        output_error=_output_error(found.outputs, got),
+        output_error=output_error(found.outputs, got),
         layers=tuple(layers),
     )
 
@@ -144,7 +144,7 @@ def _pictures(
     )
 
 
-def _output_error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+def output_error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """Compare a network's outputs on the first images with what they should be."""
     if len({rows.shape[1] for rows in wanted}) > 1:  # images of several sizes
         wanted, got = [x.flatten()[:, None] for x in wanted], [x.flatten()[:, None] for x in got]

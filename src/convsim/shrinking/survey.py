@@ -53,6 +53,11 @@ class Survey:
     images: int
     outputs: list[Tensor]
 
+    def channels(self, number: int, count: int) -> list[int]:
+        """List the channels of a group that stay if it keeps its `count` most needed units."""
+        group, order = self.groups[number], self.selections[number].order
+        return sorted(channel for unit in order[:count] for channel in group.units[unit])
+
 
 def survey(
     model: nn.Module,
