@@ -70,3 +70,12 @@ def test_the_cost_of_a_module_outside_all_groups_is_fixed():
     groups, _ = channel_groups(model.eval(), torch.randn(2, 3, 9, 9))
     cost = parameter_cost(model, groups[:1])
     assert cost.fixed == 4 + 4 * 2 * 9 + 2
+
+
+def test_what_a_long_step_leaves_of_the_budget_is_spent():
+    """A step of the wide group saves four at a time; the last of it is taken back."""
+    wide, narrow = torch.linspace(1, 0, 129), torch.linspace(100, 0, 5)
+    errors, cost = [wide, narrow], quadratic(128, 2)
+    kept = allocate(errors, cost, 101, multiple_of=[1, 1])
+    assert kept == [97, 4]
+    assert cost.at(allocate(errors, cost, 101, multiple_of=[8, 1])) == 96 + 4
