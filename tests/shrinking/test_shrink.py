@@ -417,6 +417,23 @@ def test_batches_are_dealt_out_and_keep_their_memory_format():
     assert all(len(batch) == 10 for batch in dealt)
 
 
+def test_images_of_several_sizes_are_dealt_out_size_by_size():
+    model, _ = network("residual")
+    sizes = [
+        torch.arange(40.0)[:, None, None, None].div(4).floor().expand(-1, 3, size, size)
+        for size in (8, 12)
+    ]
+    batches = [
+        batch for images in zip(*(x.split(10) for x in sizes), strict=True) for batch in images
+    ]
+    dealt = calibration_batches(model, batches)
+    assert [len(batch) for batch in dealt] == [10] * 8
+    for size in (8, 12):
+        alike = [batch for batch in dealt if batch.shape[-1] == size]
+        assert sorted(torch.cat(alike)[:, 0, 0, 0].tolist()) == sorted(list(range(10)) * 4)
+        assert all(len(batch[:, 0, 0, 0].unique()) > 3 for batch in alike)
+
+
 def test_a_compiled_model_is_shrunk_as_the_model_it_was_made_of():
     model, images = network("plain")
     shrunk = convsim.shrink(torch.compile(model, backend="eager"), [images], channels=0.5)

@@ -18,7 +18,7 @@ _FEW = 32
 def calibration_batches(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
     """Take what a model reads out of batches as `convsim.measure` does, and keep it on the CPU.
 
-    Images of one size are dealt out anew, so that each batch is like all of them.
+    Images of a size are dealt out anew, so that each batch is like all of that size.
     The model, in ``eval()`` mode, is run on the first images.
 
     Raises:
@@ -71,14 +71,22 @@ def _dealt(batches: list[Tensor]) -> list[Tensor]:
     Of images sorted by class, a batch as it comes would show a layer one class alone. The draw is
     the same every time, and the first image, of which pictures are kept, stays the first.
     """
-    if len(batches) == 1 or len({batch.shape[1:] for batch in batches}) > 1:
-        return batches
-    together = torch.cat(batches)
-    size = -(-len(together) // len(batches))
+    sizes: dict[torch.Size, list[Tensor]] = {}
+    for batch in batches:
+        sizes.setdefault(batch.shape[1:], []).append(batch)
     batches.clear()  # images may be many
-    others = torch.randperm(len(together) - 1, generator=torch.Generator().manual_seed(0))
-    drawn = torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])
-    return [together[some] for some in drawn.split(size)]
+    draw = torch.Generator().manual_seed(0)
+    for alike in sizes.values():
+        count = len(alike)
+        if count == 1:
+            batches += alike
+            continue
+        together = torch.cat(alike)
+        alike.clear()
+        others = 1 + torch.randperm(len(together) - 1, generator=draw)
+        drawn = torch.cat([torch.zeros(1, dtype=torch.long), others])
+        batches += [together[some] for some in drawn.split(-(-len(together) // count))]
+    return batches
 
 
 def require_shrinkable(model: nn.Module) -> None:
