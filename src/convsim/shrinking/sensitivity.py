@@ -1,10 +1,12 @@
-"""How much of what a network puts out is lost for what each group's consumers lose."""
+"""How much of what a network puts out is lost with each number of units kept of a group."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
+import torch
 from torch import Tensor, nn
 
 from convsim.shrinking.road import Road
@@ -17,24 +19,26 @@ _LOST = 1e-6
 """The least relative error of its consumers' outputs that a group is tried with."""
 _LAYERS = 4
 """How many layers, from the first consumer on, are fitted to it; more told little more."""
-_IMAGES = 300
-"""Of how many images, at least, the outputs are compared."""
-_LEAST = 1e-4
-"""The least sensitivity, relative to the largest."""
+_IMAGES = 200
+"""Of how many images, at least, the outputs are compared; layers are fitted to others."""
+_LEAST = 1e-9
+"""The least error of the outputs that is told from none."""
 
 
-def sensitivities(
+def output_errors(
     original: nn.Module,
     found: Survey,
     batches: Sequence[Tensor],
     fitting: Fitting | None,
     progress: Callable[[], None],
-) -> list[float]:
-    """Measure for each group the error of the network's outputs for one of its consumers'.
+) -> list[Tensor]:
+    """Estimate for each group the error of the network's outputs, from its consumers' errors.
 
-    Of one group after the other half of the units go, more if nothing is lost yet, and some layers
-    are fitted to what is left, as all will be in the end: what later layers repair counts for less.
-    The last layer, which none repairs, often counts ten times as much as others.
+    Two networks are tried of each group, with half of its units and with one, all other groups
+    whole. Some layers are fitted to what is left, as all will be in the end: what later layers
+    repair counts for less. In between the outputs' error is a power of the consumers', and below
+    the first a share of it. Half of the units lose little where all lose everything, as in front
+    of the last layer, so a share alone would not do.
 
     Args:
         original: The network.
@@ -44,45 +48,43 @@ def sensitivities(
         progress: Called after each group.
 
     Returns:
-        A factor for each group's errors, 1 for all if they do not show in the outputs.
+        For each group the relative error with 0, 1, … of its units kept: (U + 1,).
 
-    Cost: for each group a fit of four layers and a forward pass of some hundred images from there.
+    Cost: twice for each group a fit of four layers, and a forward pass of some hundred images.
     """
     order = {name: number for number, name in enumerate(found.fates)}
     first = [min(order.get(one.name, len(order)) for one in readers) for readers in found.consumers]
-    lost = [1.0] * len(found.groups)
+    images = accumulate(map(len, found.outputs), initial=0)
+    compared = sum(count < _IMAGES for count in list(images)[:-1])
+    rough = None if fitting is None else fitting.rough(batches[compared:] or batches)
+
+    def tried(number: int, count: int) -> float:
+        kept = [list(range(group.channels)) for group in found.groups]
+        kept[number] = found.channels(number, count)
+        small, axes = smaller(original, found, kept)
+        if rough is not None:
+            fitted = [name for name in rough.layers if order[name] >= first[number]]
+            rough.fit_(small, axes, fitted[:_LAYERS])
+        road = Road(small, batches)
+        got = [as_rows(road.finish(batch)) for batch in range(compared)]
+        return output_error(found.outputs[:compared], got)
+
+    curves = [selection.total_errors() for selection in found.selections]
     for number in sorted(range(len(first)), key=first.__getitem__):
-        errors = found.selections[number].total_errors()
-        units = len(errors) - 1
-        lossy = [count for count in range(1, units // 2 + 1) if errors[count] >= _LOST]
-        if lossy:
-            count = max(lossy)
-            layers = [] if fitting is None else fitting.layers
-            fitted = [name for name in layers if order[name] >= first[number]][:_LAYERS]
-            error = _output_error(original, found, batches, number, count, fitting, fitted)
-            lost[number] = error / float(errors[count])
+        own = curves[number]
+        lossy = [count for count in range(1, len(own) // 2 + 1) if own[count] >= _LOST]
+        counts = sorted({max(lossy), 1}, reverse=True) if lossy else []
+        curves[number] = _through(own, [(float(own[n]), tried(number, n)) for n in counts])
         progress()
-    if not all(map(math.isfinite, lost)) or not any(lost):
-        return [1.0] * len(lost)
-    return [max(one, _LEAST * max(lost)) for one in lost]
+    return curves
 
 
-def _output_error(
-    original: nn.Module,
-    found: Survey,
-    batches: Sequence[Tensor],
-    number: int,
-    count: int,
-    fitting: Fitting | None,
-    fitted: Sequence[str],
-) -> float:
-    """Keep so many units of one group, and compare what the network puts out."""
-    kept = [list(range(group.channels)) for group in found.groups]
-    kept[number] = found.channels(number, count)
-    small, axes = smaller(original, found, kept)
-    road = Road(small, batches) if fitting is None else fitting.fit_(small, axes, fitted)
-    wanted: list[Tensor] = []
-    for rows in found.outputs:
-        if sum(map(len, wanted)) < _IMAGES:
-            wanted.append(rows)
-    return output_error(wanted, [as_rows(road.finish(n)) for n in range(len(wanted))])
+def _through(errors: Tensor, points: Sequence[tuple[float, float]]) -> Tensor:
+    """Turn errors into those of the outputs, of which some are known: increasing, or any."""
+    if not points or not all(math.isfinite(out) for _, out in points):
+        return errors
+    (low, least), (high, most) = points[0], points[-1]
+    least = max(least, _LEAST)
+    power = math.log(max(most, least) / least) / math.log(high / low) if high > 1.01 * low else 1.0
+    steep = least * (errors / low).clamp_min(1) ** power
+    return torch.where(errors <= low, least / low * errors, steep)

@@ -67,14 +67,14 @@ class Fitting:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
         self._original, self._found, self._batches, self._cuts = original, found, batches, cuts
         self._positions, self._samples = positions, samples
-        self._whole = Road(original, batches, cuts)
+        self._whole, self._asked = Road(original, batches, cuts), 0
         self._chosen: dict[str, list[int]] = {}
         self._wanted: dict[str, list[Tensor]] = {}
 
-    def rough(self) -> Fitting:
-        """Make another that looks at few samples."""
+    def rough(self, batches: Sequence[Tensor]) -> Fitting:
+        """Make another that looks at few samples, of these batches."""
         return Fitting(
-            self._original, self._found, self._batches, self._positions, self._cuts, _FEW_SAMPLES
+            self._original, self._found, batches, self._positions, self._cuts, _FEW_SAMPLES
         )
 
     def fit_(
@@ -95,8 +95,7 @@ class Fitting:
         Args:
             small: The smaller network, on the same device.
             axes: Which indices of the original's axes it has.
-            layers: The layers' names, in the order of computation, none before the first of the
-                last call.
+            layers: The layers' names, in the order of computation.
             progress: Called after each layer.
 
         Returns:
@@ -130,6 +129,11 @@ class Fitting:
         known = {one.name: self._wanted[one.name] for one in stages if one.name in self._wanted}
         unknown = [one for one in stages if one.name not in known]
         self._wanted = known | {one.name: [] for one in unknown}
+        if unknown:
+            first, last = (self.layers.index(unknown[end].name) for end in (0, -1))
+            if first < self._asked:
+                self._whole = Road(self._original, self._batches, self._cuts)
+            self._asked = last
         for number in range(len(self._batches)):
             reading = [(one.name, one.fate) for one in unknown if number in one.batches]
             if reading:

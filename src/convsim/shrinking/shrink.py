@@ -31,7 +31,7 @@ from convsim.shrinking.groups import LeftWhole
 from convsim.shrinking.plan import Plan, plan_of
 from convsim.shrinking.report import ShrinkReport
 from convsim.shrinking.road import Road
-from convsim.shrinking.sensitivity import sensitivities
+from convsim.shrinking.sensitivity import output_errors
 from convsim.shrinking.sequence import Fitting
 from convsim.shrinking.smaller import smaller
 from convsim.shrinking.summary import summarize
@@ -170,8 +170,8 @@ def shrink(
     def step() -> None:
         progress(next(done), steps)
 
-    def weigh() -> list[float]:
-        return sensitivities(original, found, inputs, fitting and fitting.rough(), step)
+    def weigh() -> list[Tensor]:
+        return output_errors(original, found, inputs, fitting, step)
 
     kept = _choose(original, found, target, weigh if searched else None, multiple_of)
     _require_sound(original, found, kept, inputs[0])
@@ -183,7 +183,7 @@ def shrink(
 
 
 _Target = tuple[str, float | Mapping[str, Collection[int]]]
-_Weigh = Callable[[], list[float]]
+_Weigh = Callable[[], list[Tensor]]
 
 
 def _target(**targets: float | Mapping[str, Collection[int]] | None) -> _Target:
@@ -292,9 +292,7 @@ def _allocate(
         )
     if weigh is None:
         return uniform(groups, cost, most, multiples)
-    weighed = zip(weigh(), found.selections, strict=True)
-    errors = [weight * selection.total_errors() for weight, selection in weighed]
-    return allocate(errors, cost, most, multiple_of=multiples)
+    return allocate(weigh(), cost, most, multiple_of=multiples)
 
 
 def _require_sound(
