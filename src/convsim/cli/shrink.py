@@ -106,7 +106,7 @@ def shrink_command(
         shrunk = shrink_on(
             network, dataset, images=images, target=target, share=share,
             preprocessing=preprocessing, batch_size=batch_size, layers=layers,
-            progress=counter(progress, "layers"),
+            progress=counter(progress, "shrink"),
         )  # fmt: skip
 
         def score(model: nn.Module) -> float:
