@@ -69,7 +69,7 @@ CELLS = {
         Cell(50000, "usual", 16, 1, seeds=4),
         Cell(50000, "usual", 16, 2, seeds=3, tuned_in=1),
         Cell(50000, "usual", 16, 4, seeds=3, tuned_in=1),
-        Cell(50000, "usual", 16, 8, seeds=2, tuned_in=1),
+        Cell(50000, "usual", 16, 8, seeds=3, tuned_in=1),
         Cell(50000, "usual", 16, 1, seeds=3, optimizer="muon"),
         Cell(50000, "usual", 8, 1, seeds=3),
         Cell(10000, "bare", 16, 2, seeds=4),

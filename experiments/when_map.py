@@ -63,12 +63,13 @@ def seconds(record: Record) -> float:
 def rows(cell: Cell, runs: Runs) -> list[tuple[str, ...]]:
     """Lay out a cell, method by method."""
     lines = []
+    optimizer = "" if cell.optimizer == "sgd" else f", {cell.optimizer}"
     for method, own in runs.items():
         one = next(iter(own.values()))["configuration"]
         coefficient = next(iter(one["method"]["coefficients"]), None)
         found = gain(runs, method)
         lines.append((
-            f"{cell.images * 9 // 10:,} {cell.way}", f"{cell.width}", f"{cell.epochs}",
+            f"{cell.images * 9 // 10:,} {cell.way}{optimizer}", f"{cell.width}", f"{cell.epochs}",
             LABELS[method],
             "" if coefficient is None else f"{coefficient:g}", f"{one['recipe']['lr']:g}",
             f"{len(own)}", Estimate.of([accuracy(r) for r in own.values()]).text(1, sign=""),
