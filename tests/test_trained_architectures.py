@@ -24,7 +24,7 @@ RECORDS = {
 @pytest.mark.usefixtures("vision")
 @pytest.mark.parametrize("name", SHARE)
 def test_the_penalty_starts_where_it_did_and_ends_no_higher_than_without(name):
-    with_it, without = (benchmark.train(name, benchmark.RUNS[r]) for r in ("recommended", "plain"))
+    with_it, without = (benchmark.train(name, *benchmark.RUNS[r]) for r in ("recommended", "plain"))
     assert with_it["finite"]
     assert without["finite"]
     assert with_it["values"][0] == pytest.approx(RECORDS[name]["recommended"]["values"][0], rel=0.1)
