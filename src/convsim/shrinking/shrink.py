@@ -282,7 +282,7 @@ def _allocate(
     }
     cost = costs[name]()
     whole = cost.at([len(group.units) for group in groups])
-    most = share * whole * (1 + 1e-9)
+    most = share * whole
     least = cost.at([min(len(g.units), m) for g, m in zip(groups, multiples, strict=True)])
     if least > most:
         names = ", ".join(f"{one.layer} ({one.reason})" for one in found.left[:5])
