@@ -27,6 +27,7 @@ from typing import Any
 import shrinking_rivals as rivals
 import shrinking_tables
 import torch
+from shrinking_tables import BUDGET
 from torch import Tensor, nn
 
 import convsim
@@ -43,7 +44,6 @@ from convsim.shrinking.survey import Survey, survey
 CHANNELS, PARAMETERS, TRAINED = (0.5,), (0.5, 0.25, 0.125), 0.25
 POSITIONS, RESCORED = 32, 200
 """Positions an image, and images whose gradients the Hessian takes one by one."""
-BUDGET = "convsim, one budget"
 Made = Iterator[tuple[str, Callable[[], nn.Module]]]
 
 
@@ -118,10 +118,7 @@ def methods(case: Case, kind: str, share: float) -> Made:
     """Name every method, with what makes its network."""
     model, found, counts = case.model, case.found, case.counts(kind, share)
     by_norm = rivals.chosen("L2", model, found, counts)
-    greedy = [
-        sorted(c for unit in selection.order[:count] for c in group.units[unit])
-        for group, selection, count in zip(found.groups, found.selections, counts, strict=True)
-    ]
+    greedy = [found.channels(number, count) for number, count in enumerate(counts)]
     if kind == "parameters":
         yield BUDGET, lambda: convsim.shrink(
             model, case.batches, parameters=share, layers=case.options.layers or None,

@@ -26,8 +26,8 @@ from typing import Any
 
 import shrinking_rivals as rivals
 import torch
-from shrink import BUDGET, Case, methods
-from shrinking_tables import beside
+from shrink import Case, methods
+from shrinking_tables import BUDGET, beside
 from torch import Tensor, nn
 
 from convsim.lab.records import append_record, environment, read_records

@@ -16,7 +16,7 @@ from convsim.lab.tables import markdown_table
 RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE, FIGURE = (RESULTS / f"shrink.{kind}" for kind in ("jsonl", "md", "png"))
 TRAINED, TUNED = RESULTS / "shrink_trained.jsonl", RESULTS / "shrink_rates.jsonl"
-OURS = "convsim"
+OURS, BUDGET = "convsim", "convsim, one budget"
 Records = Sequence[dict[str, Any]]
 
 
@@ -95,7 +95,7 @@ def beside(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
 
 def _best(own: Records) -> dict[int, dict[str, Any]]:
     """Return our method: the one budget where there is one."""
-    for method in ("convsim, one budget", "convsim, uniform"):
+    for method in (BUDGET, "convsim, uniform"):
         found = {one["seed"]: one for one in own if one["method"] == method}
         if found:
             return found
@@ -126,7 +126,7 @@ def trained_tables(records: Records) -> list[str]:
                 scores: dict[str, dict[int, float]] = defaultdict(dict)
                 for one in own:
                     scores[one["method"]][one["seed"]] = 100 * float(one["after"])
-                ours = {} if method == "convsim, one budget" else scores["convsim, one budget"]
+                ours = {} if method == BUDGET else scores[BUDGET]
                 cells.append(beside(ours, scores[method]))
             rows.append((method, *cells))
         lines.append(markdown_table(["method", *heads], rows))

@@ -8,6 +8,7 @@ from networks import network
 from torch import nn
 
 import convsim
+from convsim.shrinking import sequence
 from convsim.shrinking.sensitivity import output_errors
 from convsim.shrinking.sequence import Fitting
 from convsim.shrinking.survey import survey
@@ -88,6 +89,15 @@ def test_a_branch_that_hardly_reaches_the_output_is_cut_more():
     model, images = Branches().eval(), torch.randn(100, 3, 12, 12)
     small = convsim.shrink(model, [images], channels=0.5).model
     assert small.loud.out_channels > small.faint.out_channels + 4
+
+
+def test_samples_that_do_not_fit_in_memory_together_are_taken_anew(monkeypatch):
+    model, images = network("depthwise")
+    _, together = measured(model, images, in_sequence=True)
+    monkeypatch.setattr(sequence, "_MOST_BYTES", 1)
+    _, apart = measured(model, images, in_sequence=True)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-9)
 
 
 def test_outputs_that_never_change_divide_by_nothing():

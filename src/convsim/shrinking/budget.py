@@ -155,30 +155,30 @@ def allocate(
         left += parts[best].at(kept)
         for group in {best, *touched[best]}:
             steps.pop(group, None)
-    return _filled_up(kept, errors, cost, most, multiple_of)
+    return _filled_up(kept, errors, parts, most - cost.at(kept), multiple_of)
 
 
 def _filled_up(
     kept: list[int],
     errors: Sequence[Tensor],
-    cost: Cost,
-    most: float,
+    parts: Sequence[Cost],
+    spare: float,
     multiple_of: Sequence[int],
 ) -> list[int]:
     """Take back units for what the last step left of the budget, those that tell most for it."""
     while True:
-        best, most_told = kept, 0.0
+        best, most_told, price = kept, 0.0, 0.0
         for group, error in enumerate(errors):
             more = [*kept]
             more[group] = min(kept[group] + multiple_of[group], len(error) - 1)
-            spent = cost.at(more) - cost.at(kept)
-            if more != kept and cost.at(more) <= most:
+            spent = parts[group].at(more) - parts[group].at(kept)
+            if more != kept and spent <= spare:
                 told = float(error[kept[group]] - error[more[group]]) / max(spent, 1e-12)
                 if told > most_told:
-                    best, most_told = more, told
+                    best, most_told, price = more, told, spent
         if best is kept:
             return kept
-        kept = best
+        kept, spare = best, spare - price
 
 
 def _next_step(

@@ -105,7 +105,7 @@ class Fitting:
         stages = [_Stage(name, self._found.fates[name], small, axes) for name in layers]
         for stage in stages:
             stage.batches = self._batches_of(stage)
-        for together in _chunks(stages, self._positions, self._batches):
+        for together in self._chunks(stages):
             self._take(together)
             for stage in together:
                 stage.solve_(road, self._wanted[stage.name], self._positions)
@@ -115,14 +115,30 @@ class Fitting:
     def _batches_of(self, stage: _Stage) -> list[int]:
         """Choose batches with enough samples for a layer, others than for the layer before."""
         if stage.name not in self._chosen:
-            start, count, samples = self.layers.index(stage.name), len(self._batches), 0.0
-            each = min(self._positions, self._found.positions[stage.name])
-            chosen: list[int] = []
-            while len(chosen) < count and samples < self._samples * stage.predictors:
+            start, count = self.layers.index(stage.name), len(self._batches)
+            enough, chosen = self._samples * stage.predictors, list[int]()
+            while len(chosen) < count and self._samples_of(stage.name, chosen) < enough:
                 chosen.append((start + len(chosen)) % count)
-                samples += each * len(self._batches[chosen[-1]])
             self._chosen[stage.name] = sorted(chosen)
         return self._chosen[stage.name]
+
+    def _samples_of(self, name: str, batches: Sequence[int]) -> float:
+        """Count the samples that a layer takes of batches."""
+        each = min(self._positions, self._found.positions[name])
+        return each * sum(len(self._batches[number]) for number in batches)
+
+    def _chunks(self, stages: Sequence[_Stage]) -> Iterator[list[_Stage]]:
+        """Split stages into runs of which the samples of all outputs fit in memory together."""
+        chunk: list[_Stage] = []
+        size = 0.0
+        for stage in stages:
+            own = self._samples_of(stage.name, stage.batches) * stage.outputs * _NUMBER
+            if chunk and size + own > _MOST_BYTES:
+                yield chunk
+                chunk, size = [], 0.0
+            chunk.append(stage)
+            size += own
+        yield chunk
 
     def _take(self, stages: Sequence[_Stage]) -> None:
         """Take what layers should tell of the batches they look at, and forget that of others."""
@@ -139,23 +155,6 @@ class Fitting:
             if reading:
                 for name, sample in self._whole.run(number, reading, self._positions).items():
                     self._wanted[name].append(sample)
-
-
-def _chunks(
-    stages: Sequence[_Stage], positions: int, batches: Sequence[Tensor]
-) -> Iterator[list[_Stage]]:
-    """Split stages into runs of which the samples of all outputs fit in memory together."""
-    chunk: list[_Stage] = []
-    size = 0
-    for stage in stages:
-        samples = positions * sum(len(batches[number]) for number in stage.batches)
-        own = samples * stage.outputs * _NUMBER
-        if chunk and size + own > _MOST_BYTES:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(stage)
-        size += own
-    yield chunk
 
 
 class _Stage:

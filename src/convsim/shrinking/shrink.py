@@ -141,12 +141,13 @@ def shrink(
         MissingExtraError: If Torch-Pruning is not installed.
 
     Cost: a forward pass for the statistics, with M² multiplications a position for every M maps
-    read; M³ for every group and consumer; for each group a fit of four layers to a few batches, to
-    see what its loss does to the outputs (not with `uniformly` or `keep`); then about one pass of
-    either network, taken up again layer by layer at the modules past which nothing earlier is read
-    (from the images where there is no such module or its maps of all images take more than 512
-    MiB); for every layer P² multiplications a position and P³/3 for the solution, P = channels ·
-    taps. Memory: the images, twice while they are dealt out, those maps, and M² and P² numbers.
+    read; M³ for every group and consumer; twice for each group a fit of four layers to a few
+    batches, to see what its loss does to the outputs (not with `uniformly` or `keep`); then about
+    one pass of either network, taken up again layer by layer at the modules past which nothing
+    earlier is read (from the images where there is no such module or its maps of all images take
+    more than 512 MiB); for every layer P² multiplications a position and P³/3 for the solution,
+    P = channels · taps. Memory: the images, twice while they are dealt out, those maps, and M² and
+    P² numbers.
 
     Example:
         >>> import torch
