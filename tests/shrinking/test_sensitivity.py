@@ -4,11 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from networks import network
+from networks import NETWORKS, network
 from torch import nn
 
 import convsim
 from convsim.shrinking import sequence
+from convsim.shrinking.road import Road
 from convsim.shrinking.sensitivity import output_errors
 from convsim.shrinking.sequence import Fitting
 from convsim.shrinking.survey import survey
@@ -98,6 +99,39 @@ def test_samples_that_do_not_fit_in_memory_together_are_taken_anew(monkeypatch):
     _, apart = measured(model, images, in_sequence=True)
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trials_that_start_in_the_middle_find_what_those_from_the_images_find(name, monkeypatch):
+    model, images = network(name)
+    _, resumed = measured(model, images, in_sequence=True)
+    monkeypatch.setattr(Road, "before", lambda self, number, layer: None)
+    _, whole = measured(model, images, in_sequence=True)
+    for one, other in zip(resumed, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-9)
+
+
+def test_a_trial_does_not_run_what_comes_before_its_group(monkeypatch):
+    torch.manual_seed(0)
+    layers = [part for _ in range(8) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    model, images = nn.Sequential(*layers).eval(), torch.randn(400, 8, 8, 8)
+
+    def images_convolved():
+        found = []
+
+        def counting(layer, images, *args):
+            found.append(len(images))
+            return convolve(layer, images, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Conv2d, "_conv_forward", counting)
+            measured(model, images, in_sequence=True)
+        return sum(found)
+
+    convolve = nn.Conv2d._conv_forward
+    resumed = images_convolved()
+    monkeypatch.setattr(Road, "before", lambda self, number, layer: None)
+    assert resumed < images_convolved() / 1.5
 
 
 def test_outputs_that_never_change_divide_by_nothing():

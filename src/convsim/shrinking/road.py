@@ -19,6 +19,8 @@ from convsim.shrinking.verification import outputs
 from convsim.shrinking.weights import rows_of
 
 Layers = Sequence[tuple[str, Fate]]
+Start = tuple[Cut, Tensor]
+"""A cut, and what it put out for a batch."""
 
 _MOST_BYTES = 2**29
 """Most bytes of maps that are kept to resume from; what takes more is computed again."""
@@ -35,17 +37,21 @@ class Road:
         model: The network, in ``eval()`` mode.
         batches: The images.
         cuts: Where its passes can be resumed, or those of a network alike but for its widths.
+        since: Where a batch starts, if another network has computed the same so far.
 
     Memory: a cut's maps of all batches, at most 512 MiB.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Tensor], cuts: Sequence[Cut] = ()
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        cuts: Sequence[Cut] = (),
+        since: Callable[[int], Start | None] = lambda number: None,
     ) -> None:
-        self.batches, self._cuts = batches, cuts
+        self.batches, self._cuts, self._since = batches, list(cuts), since
         self._model, self._device = model, device_of(model)
-        self._place = {cut: place for place, cut in enumerate(self._cuts)}
-        self._reached: dict[int, tuple[Cut, Tensor]] = {}
+        self._reached: dict[int, Start] = {}
 
     def run(
         self,
@@ -65,11 +71,9 @@ class Road:
             look: Called with what a layer reads, before it is computed; may end the pass with
                 `Reached`.
         """
-        last = layers[-1][0]
-        end = next((cut for cut in reversed(self._cuts) if last in cut.layers), None)
-        start = self._reached.get(number)
+        end, start = self._last_cut(layers[-1][0]), self._start(number)
         with ExitStack() as stack:
-            if end is not None and (start is None or self._place[start[0]] < self._place[end]):
+            if end is not None and (start is None or _is_before(start[0], end)):
                 module = self._model.get_submodule(end.module)
                 stack.callback(module.register_forward_hook(self._keep(number, end)).remove)
             inputs = self.batches[number].to(self._device)
@@ -79,17 +83,45 @@ class Road:
         """Run a batch to its end, and list what the network puts out."""
         additions = Additions(lambda *_: None)
         with torch.no_grad(), additions, ExitStack() as stack:
-            if number in self._reached:
-                cut, maps = self._reached[number]
-                stack.enter_context(resumed(self._model, cut, maps, additions))
+            if (start := self._start(number)) is not None:
+                stack.enter_context(resumed(self._model, *start, additions))
             return outputs(self._model, self.batches[number].to(self._device))
+
+    def before(self, number: int, layer: str) -> Start | None:
+        """Run a batch up to the last cut before a layer, and tell where it has come."""
+        end, start = self._last_cut(layer), self._reached.get(number)
+        if end is None or (start is not None and _is_before(end, start[0])):
+            self._reached.pop(number, None)
+            start = None
+        if end is not None and (start is None or start[0] is not end):
+            self.run(number, [(layer, Fate(None, None, linear=True))], 1, _stop)
+        return self._reached.get(number)
+
+    def _start(self, number: int) -> Start | None:
+        """Tell where a batch resumes; None if from its images."""
+        if number not in self._reached and (start := self._since(number)) is not None:
+            self._reached[number] = start
+        return self._reached.get(number)
+
+    def _last_cut(self, layer: str) -> Cut | None:
+        return next((cut for cut in reversed(self._cuts) if layer in cut.layers), None)
 
     def _keep(self, number: int, cut: Cut) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if output.nbytes * len(self.batches) <= _MOST_BYTES:
                 self._reached[number] = cut, output.clone()
+            else:
+                self._cuts.remove(cut)
 
         return hook
+
+
+def _is_before(first: Cut, second: Cut) -> bool:
+    return len(first.passed) < len(second.passed)
+
+
+def _stop(layer: nn.Module, read: Tensor) -> None:
+    raise Reached
 
 
 def _targets(
@@ -98,7 +130,7 @@ def _targets(
     inputs: Tensor,
     positions: int,
     look: Callable[[nn.Module, Tensor], None],
-    start: tuple[Cut, Tensor] | None,
+    start: Start | None,
 ) -> dict[str, Tensor]:
     """Run a network from `start` as far as needed, and take samples: (S, O) each.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -50,33 +51,63 @@ def output_errors(
     Returns:
         For each group the relative error with 0, 1, … of its units kept: (U + 1,).
 
-    Cost: twice for each group a fit of four layers, and a forward pass of some hundred images.
+    Cost: twice for each group a fit of four layers, and a forward pass of some hundred images, from
+    the group's first layer on.
     """
-    order = {name: number for number, name in enumerate(found.fates)}
-    first = [min(order.get(one.name, len(order)) for one in readers) for readers in found.consumers]
-    images = accumulate(map(len, found.outputs), initial=0)
-    compared = sum(count < _IMAGES for count in list(images)[:-1])
-    rough = None if fitting is None else fitting.rough(batches[compared:] or batches)
-
-    def tried(number: int, count: int) -> float:
-        kept = [list(range(group.channels)) for group in found.groups]
-        kept[number] = found.channels(number, count)
-        small, axes = smaller(original, found, kept)
-        if rough is not None:
-            fitted = [name for name in rough.layers if order[name] >= first[number]]
-            rough.fit_(small, axes, fitted[:_LAYERS])
-        road = Road(small, batches)
-        got = [as_rows(road.finish(batch)) for batch in range(compared)]
-        return output_error(found.outputs[:compared], got)
-
+    trials = _Trials(original, found, batches, fitting)
     curves = [selection.total_errors() for selection in found.selections]
-    for number in sorted(range(len(first)), key=first.__getitem__):
+    for number in sorted(range(len(curves)), key=trials.read_by.__getitem__):
         own = curves[number]
         lossy = [count for count in range(1, len(own) // 2 + 1) if own[count] >= _LOST]
         counts = sorted({max(lossy), 1}, reverse=True) if lossy else []
-        curves[number] = _through(own, [(float(own[n]), tried(number, n)) for n in counts])
+        curves[number] = _through(own, [(float(own[n]), trials.error(number, n)) for n in counts])
         progress()
     return curves
+
+
+class _Trials:
+    """Networks of which one group alone is cut, some layers fitted to what is left.
+
+    Attributes:
+        read_by: For each group the first layer that reads it, counted in the order of computation.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        found: Survey,
+        batches: Sequence[Tensor],
+        fitting: Fitting | None,
+    ) -> None:
+        images = accumulate(map(len, found.outputs), initial=0)
+        compared = sum(count < _IMAGES for count in list(images)[:-1])
+        fitted = batches[compared:] or batches
+        self._original, self._found, self._compared = original, found, batches[:compared]
+        self._rough = None if fitting is None else fitting.rough(fitted)
+        self._cuts = [] if fitting is None else fitting.cuts
+        self._whole = [Road(original, own, self._cuts) for own in (self._compared, fitted)]
+        self._order = {name: place for place, name in enumerate(found.fates)}
+        self.read_by = [
+            min(self._order.get(one.name, len(self._order)) for one in readers)
+            for readers in found.consumers
+        ]
+
+    def error(self, number: int, count: int) -> float:
+        """Return the error of the outputs if a group keeps so many of its units."""
+        found = self._found
+        kept = [list(range(group.channels)) for group in found.groups]
+        kept[number] = found.channels(number, count)
+        small, axes = smaller(self._original, found, kept)
+        names = {slot.key.name for slot in found.groups[number].producers}
+        # Before it both networks compute the same. A layer without a place has no cut before it.
+        start = min(names, key=lambda name: self._order.get(name, -1))
+        since, since_fitted = (partial(road.before, layer=start) for road in self._whole)
+        if self._rough is not None:
+            layers = [x for x in self._rough.layers if self._order[x] >= self.read_by[number]]
+            self._rough.fit_(small, axes, layers[:_LAYERS], since=since_fitted)
+        road = Road(small, self._compared, self._cuts, since)
+        got = [as_rows(road.finish(batch)) for batch in range(len(self._compared))]
+        return output_error(found.outputs[: len(got)], got)
 
 
 def _through(errors: Tensor, points: Sequence[tuple[float, float]]) -> Tensor:

@@ -20,7 +20,7 @@ from convsim.shrinking.compensation import ridge_regression
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.resuming import Cut, Reached
 from convsim.shrinking.resuming import cuts as find_cuts
-from convsim.shrinking.road import Road
+from convsim.shrinking.road import Road, Start
 from convsim.shrinking.statistics import RegressionStatistics
 from convsim.shrinking.survey import Survey
 from convsim.shrinking.topology import Fate, norm_scale
@@ -44,6 +44,10 @@ _SILENT = 1e-3
 class Fitting:
     """Fits layers of smaller networks, one after the other, to what the original computes.
 
+    Attributes:
+        layers: The names of all layers that can be fitted.
+        cuts: Where the original's forward passes can be resumed.
+
     Args:
         original: The original.
         found: What was found in it.
@@ -65,7 +69,8 @@ class Fitting:
         self.layers = [name for name, fate in found.fates.items() if fate.linear]
         if cuts is None:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
-        self._original, self._found, self._batches, self._cuts = original, found, batches, cuts
+        self.cuts = cuts
+        self._original, self._found, self._batches = original, found, batches
         self._positions, self._samples = positions, samples
         self._whole, self._asked = Road(original, batches, cuts), 0
         self._chosen: dict[str, list[int]] = {}
@@ -74,7 +79,7 @@ class Fitting:
     def rough(self, batches: Sequence[Tensor]) -> Fitting:
         """Make another that looks at few samples, of these batches."""
         return Fitting(
-            self._original, self._found, batches, self._positions, self._cuts, _FEW_SAMPLES
+            self._original, self._found, batches, self._positions, self.cuts, _FEW_SAMPLES
         )
 
     def fit_(
@@ -83,6 +88,7 @@ class Fitting:
         axes: KeptAxes,
         layers: Sequence[str],
         progress: Callable[[], None] = lambda: None,
+        since: Callable[[int], Start | None] = lambda number: None,
     ) -> Road:
         """Fit layers of a smaller network in place.
 
@@ -97,11 +103,12 @@ class Fitting:
             axes: Which indices of the original's axes it has.
             layers: The layers' names, in the order of computation.
             progress: Called after each layer.
+            since: As of `Road`, for the smaller network.
 
         Returns:
             How far the smaller network has come with each batch.
         """
-        road = Road(small, self._batches, self._cuts)
+        road = Road(small, self._batches, self.cuts, since)
         stages = [_Stage(name, self._found.fates[name], small, axes) for name in layers]
         for stage in stages:
             stage.batches = self._batches_of(stage)
@@ -148,7 +155,7 @@ class Fitting:
         if unknown:
             first, last = (self.layers.index(unknown[end].name) for end in (0, -1))
             if first < self._asked:
-                self._whole = Road(self._original, self._batches, self._cuts)
+                self._whole = Road(self._original, self._batches, self.cuts)
             self._asked = last
         for number in range(len(self._batches)):
             reading = [(one.name, one.fate) for one in unknown if number in one.batches]
