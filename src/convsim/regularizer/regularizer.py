@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from html import escape
 from typing import Any, Self
 
 import torch
@@ -17,14 +16,12 @@ from convsim.kernels import ConvLayer, LayerFilter, conv_layers
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer.attachment import Attachment
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
+from convsim.regularizer.description import Description, warn_of_few
 from convsim.regularizer.gradients import add_penalty_gradients_, settle_gradients_
 from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
 from convsim.regularizer.samples import Samples, modules_of
 from convsim.regularizer.sampling import Balance
-from convsim.visible import visible
-
-_FEW = 0.5  # of the layers, on which a penalty that acts is worth its name
 
 
 class Regularizer:
@@ -102,7 +99,7 @@ class Regularizer:
         self._warned = False
         if self._samples is None and self._coefficient.automatic:
             self._refuse_auto()
-        self._warn_of_few()
+        warn_of_few(self.penalty, self.layers, self._able)
 
     def _watch(self, modules: Iterable[tuple[str, nn.Module]]) -> Samples | None:
         if not isinstance(self.penalty, ActivationPenalty):
@@ -403,20 +400,6 @@ class Regularizer:
                     "with layers=…."
                 )
 
-    def _warn_of_few(self) -> None:
-        total, able = len(self.layers), len(self._able)
-        if able > _FEW * total:
-            return
-        many = f"only {able}" if able else "none"
-        warnings.warn(
-            f"{self.penalty} acts on {many} of the {total} selected layers: the others have one "
-            "filter per group or no lag but 0 (as 1×1 kernels), where it is constant. Take "
-            '"recommended", which looks at feature maps, or for kernels alone a form that acts on '
-            '1×1 kernels, such as "matched"; or select other layers.',
-            ConvsimWarning,
-            stacklevel=3,
-        )
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what looks at this very model: a copy looks at its own."""
         watched = self._samples.modules if self._samples is not None else ()
@@ -427,27 +410,13 @@ class Regularizer:
         self._samples = self._watch(state["_samples"])
 
     def __repr__(self) -> str:
-        coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
-        return "\n".join(
-            [f"Regularizer({self.penalty}, coefficient={coefficient})"]
-            + [f"  {name}: {what}" for name, what in map(self._described, self.layers)]
-        )
+        return self._described().text()
 
     def _repr_html_(self) -> str:
         """Show the layers as a table in a notebook."""
-        head = repr(self).partition("\n")[0]
-        rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(what)}</td></tr>"
-            for name, what in map(self._described, self.layers)
-        )
-        return f"<div><b>{escape(head)}</b><table>{rows}</table></div>"
+        return self._described().html()
 
-    def _described(self, layer: ConvLayer) -> tuple[str, str]:
-        """Return a layer's name, and what the penalty sees of it."""
-        groups, filters, channels, *kernel = self._shapes[layer.name]
-        out = "" if layer in self._able else " (left out: constant)"
-        out = out if layer.trains else " (left out: frozen)"
-        return visible(layer.name), (
-            f"{type(layer.module).__name__}, {groups} × {filters} filters of "
-            f"{channels} × {'×'.join(map(str, kernel))}{out}"
-        )
+    def _described(self) -> Description:
+        coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
+        head = f"Regularizer({self.penalty}, coefficient={coefficient})"
+        return Description(head, [(x, self._shapes[x.name], x in self._able) for x in self.layers])
