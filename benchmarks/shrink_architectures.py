@@ -93,11 +93,13 @@ def digits(size: int) -> torch.Tensor:
 
 
 def settle_norms_(model: nn.Module, images: torch.Tensor) -> None:
-    """Let every BatchNorm take the statistics of images."""
+    """Let every BatchNorm take the statistics of images, and no branch start at zero."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
+        if norm.weight is not None and not norm.weight.any():
+            nn.init.ones_(norm.weight)
     model.eval()
     for norm in norms:
         norm.train()
