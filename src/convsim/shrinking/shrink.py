@@ -124,7 +124,7 @@ def shrink(
             included. Channels that several layers put out together are cut if all are chosen.
         uniformly: Whether to keep the same share of every layer, instead of dropping where least
             of the outputs is lost for what is saved (`convsim.shrinking.sensitivity`).
-        multiple_of: Round the number of channels up to a multiple of this, as 8 for speed.
+        multiple_of: Round the number of channels up to a multiple of this, as 16 for speed.
         positions: How many positions of every image and layer to take, spread evenly or at random,
             each as likely as any other.
         in_sequence: Whether to fit the layers one after the other, after W·A.
