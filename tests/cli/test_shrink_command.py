@@ -55,6 +55,12 @@ def test_misuse_exits_with_2_and_says_what_is_wrong(run, tmp_path, options, mess
     assert message in " ".join(answer.err.replace("│", "").split())
 
 
+def test_channels_stay_in_multiples(run, tmp_path):
+    run(*SMALL, "--keep-channels", "0.6", "--multiple-of", "4", "--out", tmp_path)
+    layers = json.loads((tmp_path / "report.json").read_text())["layers"]
+    assert all(layer["channels"]["after"] % 4 == 0 for layer in layers[:-1])
+
+
 def test_untrained_weights_are_warned_of(run, tmp_path):
     answer = run(*SMALL, "--keep-channels", "0.75", "--out", tmp_path)
     assert "untrained" in answer.err

@@ -60,6 +60,9 @@ def shrink_command(
         list[str] | None,
         typer.Option(help="Cut only layers of this name, such as 'layer3.*'. Repeatable."),
     ] = None,
+    multiple_of: Annotated[
+        int, typer.Option(min=1, help="Keep channels in multiples of this; 16 is fast on a CPU.")
+    ] = 1,
     finetune: Annotated[
         int, typer.Option(min=0, help="Then train this many epochs, with the labels.")
     ] = 0,
@@ -106,7 +109,7 @@ def shrink_command(
         shrunk = shrink_on(
             network, dataset, images=images, target=target, share=share,
             preprocessing=preprocessing, batch_size=batch_size, layers=layers,
-            progress=counter(progress, "shrink"),
+            multiple_of=multiple_of, progress=counter(progress, "shrink"),
         )  # fmt: skip
 
         def score(model: nn.Module) -> float:

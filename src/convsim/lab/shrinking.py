@@ -29,6 +29,7 @@ def shrink_on(
     preprocessing: Preprocessing | None = None,
     batch_size: int = 100,
     layers: Sequence[str] | None = None,
+    multiple_of: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Shrunk:
     """Shrink a model on class-balanced training images; labels only balance the classes.
@@ -42,6 +43,7 @@ def shrink_on(
         preprocessing: How images reach the model; standardised by the training part if None.
         batch_size: Images at once.
         layers: As in `convsim.shrink`.
+        multiple_of: As in `convsim.shrink`.
         progress: As in `convsim.shrink`.
 
     Raises:
@@ -52,7 +54,10 @@ def shrink_on(
     chosen = data.subset(train=min(images, len(data.train_labels)), seed=0).train_images
     batches = [*prepared(chosen, preprocessing, batch_size)]
     try:
-        return shrink(model, batches, **{target: share}, layers=layers, progress=progress)  # type: ignore[arg-type]
+        return shrink(
+            model, batches, **{target: share},  # type: ignore[arg-type]
+            layers=layers, multiple_of=multiple_of, progress=progress,
+        )  # fmt: skip
     except ConvsimError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
