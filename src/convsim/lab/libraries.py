@@ -100,7 +100,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool) -> nn.Module
 
 
 def _transformers(name: str, classes: int, channels: int, pretrained: bool) -> nn.Module:
-    transformers = require("transformers", "vision")
+    transformers = require("transformers", "transformers")
     auto = transformers.AutoModelForImageClassification
     if pretrained or Path(name).is_dir():
         model = _weights(

@@ -214,7 +214,7 @@ def _torchvision(name: str, model: nn.Module, size: int | None, pretrained: bool
 
 
 def _transformers(name: str, model: nn.Module, size: int | None, pretrained: bool) -> ImageFunction:
-    transformers = require("transformers", "vision")
+    transformers = require("transformers", "transformers")
     folder = Path(name)
     if pretrained or (folder / "preprocessor_config.json").is_file():
         load = transformers.AutoImageProcessor.from_pretrained
@@ -232,7 +232,7 @@ def _transformers(name: str, model: nn.Module, size: int | None, pretrained: boo
 
 
 def _processor_of_kind(model: nn.Module) -> Any:
-    auto = require("transformers.models.auto.image_processing_auto", "vision")
+    auto = require("transformers.models.auto.image_processing_auto", "transformers")
     config: Any = model.config
     try:
         kinds = auto.IMAGE_PROCESSOR_MAPPING[type(config)]
