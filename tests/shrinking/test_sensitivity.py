@@ -134,6 +134,19 @@ def test_a_trial_does_not_run_what_comes_before_its_group(monkeypatch):
     assert resumed < images_convolved() / 1.3
 
 
+def test_a_layer_that_reads_too_much_is_not_fitted(monkeypatch):
+    model, images = network("flattened")
+    model.requires_grad_(False)
+    found = survey(model, [images], layers=None, positions=ALL)
+    read = dict.fromkeys(Fitting(model, found, [images], 32).layers)
+    monkeypatch.setattr(sequence, "_MOST_PREDICTORS", 27)
+    fitted = Fitting(model, found, [images], 32).layers
+    sizes = {name: model.get_submodule(name).weight[0].numel() for name in read}
+    assert fitted == [name for name, size in sizes.items() if size <= 27] != [*read]
+    small = convsim.shrink(model, [images], parameters=0.5).model
+    assert small(images).isfinite().all()
+
+
 def test_outputs_that_never_change_divide_by_nothing():
     model, images = network("plain")
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

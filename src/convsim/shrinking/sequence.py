@@ -30,6 +30,8 @@ _SAMPLES = 32
 """How many samples are enough for each predictor of a layer: more changed no accuracy."""
 _FEW_SAMPLES = 4
 """How many tell roughly what a fit repairs."""
+_MOST_PREDICTORS = 8192
+"""Of a layer that is fitted: more squared would take gigabytes, and have fewer samples anyway."""
 _RIDGE = 1e-3
 """Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
 it is."""
@@ -45,7 +47,8 @@ class Fitting:
     """Fits layers of smaller networks, one after the other, to what the original computes.
 
     Attributes:
-        layers: The names of all layers that can be fitted.
+        layers: The names of all layers that can be fitted: those linear in what they read, of
+            8,192 numbers at a position at most.
         cuts: Where the original's forward passes can be resumed.
 
     Args:
@@ -66,7 +69,12 @@ class Fitting:
         cuts: Sequence[Cut] | None = None,
         samples: int = _SAMPLES,
     ) -> None:
-        self.layers = [name for name, fate in found.fates.items() if fate.linear]
+        self.layers = [
+            name
+            for name, fate in found.fates.items()
+            if fate.linear
+            and filters_of(original.get_submodule(name))[0, 0].numel() <= _MOST_PREDICTORS
+        ]
         if cuts is None:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
         self.cuts = cuts
