@@ -36,6 +36,7 @@ class Cell:
         tuned_in: Of how many epochs the cell is whose coefficients and learning rates are taken;
             this one's own if None.
         optimizer: What trains.
+        coefficient: Every method's, instead of the tuned one.
     """
 
     images: int
@@ -45,11 +46,13 @@ class Cell:
     seeds: int
     tuned_in: int | None = None
     optimizer: Optimizer = "sgd"
+    coefficient: float | None = None
 
     @property
     def name(self) -> str:
         """What its folder is called."""
         kind = "" if self.optimizer == "sgd" else f"-{self.optimizer}"
+        kind += "" if self.coefficient is None else f"-c{self.coefficient:g}"
         return f"{self.images}-{self.way}-w{self.width}-e{self.epochs}{kind}"
 
     @property
@@ -81,6 +84,7 @@ CELLS = {
         Cell(10000, "bare", 8, 8, seeds=4, tuned_in=2),
         Cell(2500, "bare", 16, 8, seeds=4),
         Cell(2500, "bare", 16, 32, seeds=4, tuned_in=8),
+        Cell(2500, "bare", 16, 32, seeds=4, tuned_in=8, coefficient=1),
         Cell(2500, "usual", 16, 32, seeds=3),
     )
 }
@@ -115,11 +119,15 @@ def main() -> None:
             tuning_seeds=1, learning_rates=rates[1:], report=report,
         )  # fmt: skip
         return
-    source = Path(out) / replace(cell, epochs=cell.tuned_in).name / "records.jsonl"
+    tuned = replace(cell, epochs=cell.tuned_in, coefficient=None)
+    found = [chosen(Path(out) / tuned.name / "records.jsonl", method) for method in methods]
+    if cell.coefficient is not None:
+        found = [
+            (replace(one, coefficients=(cell.coefficient,) if one.coefficients else ()), lr)
+            for one, lr in found
+        ]
     runs = [
-        Run(one, seed, replace(cell.recipe, lr=lr), data)
-        for seed in seeds
-        for one, lr in [chosen(source, method) for method in methods]
+        Run(one, seed, replace(cell.recipe, lr=lr), data) for seed in seeds for one, lr in found
     ]
     run_all(runs, folder, report=report)
 

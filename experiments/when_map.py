@@ -82,11 +82,13 @@ def draw(found: dict[Cell, Runs]) -> Figure:
     """Draw gains over the schedule's length, a panel for each data, way and width."""
     groups = [
         (key, list(own))
-        for key, own in groupby(found, key=lambda c: (c.images, c.way, c.width, c.optimizer))
+        for key, own in groupby(
+            found, key=lambda c: (c.images, c.way, c.width, c.optimizer, c.coefficient)
+        )
     ]
     figure = Figure(figsize=(3.6 * len(groups), 3.4), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for panel, ((images, way, width, optimizer), cells) in zip(panels, groups, strict=True):
+    for panel, ((images, way, width, optimizer, fixed), cells) in zip(panels, groups, strict=True):
         for method in DRAWN:
             points = [(c.epochs, gain(found[c], method)) for c in cells]
             drawn = [(epochs, g) for epochs, g in points if g is not None]
@@ -97,6 +99,7 @@ def draw(found: dict[Cell, Runs]) -> Figure:
             )  # fmt: skip
         panel.axhline(0, color="grey", linewidth=0.8)
         kind = "" if optimizer == "sgd" else f", {optimizer}"
+        kind += "" if fixed is None else f", coefficient {fixed:g}"
         panel.set(title=f"{images * 9 // 10:,} images, {way}, width {width}{kind}", xlabel="epochs")
         panel.set(xscale="log")
         panel.set_xticks([c.epochs for c in cells], [f"{c.epochs}" for c in cells])
