@@ -12,11 +12,13 @@ import argparse
 import copy
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
+from in_rounds import Samples, ratio, times
 from torch import nn
 
 import convsim
@@ -49,24 +51,17 @@ def run(name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def timed(
-    networks: dict[str, nn.Module], images: torch.Tensor, precision: str
-) -> dict[str, list[float]]:
-    """Time passes in turn, round by round, after one that does not count."""
+def timed(networks: dict[str, nn.Module], images: torch.Tensor, precision: str) -> Samples:
+    """Time passes in one arithmetic: seconds of the processor."""
     layout = ARITHMETIC[precision].memory_format
-    laid_out = {
-        key: copy.deepcopy(network).to(memory_format=layout)  # type: ignore[call-overload]
+    inputs = images.contiguous(memory_format=layout)
+    passes = {
+        key: partial(copy.deepcopy(network).to(memory_format=layout), inputs)  # type: ignore[call-overload]
         for key, network in networks.items()
     }
-    inputs = images.contiguous(memory_format=layout)
-    seconds: dict[str, list[float]] = {key: [] for key in networks}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        for _ in range(ROUNDS + 1):
-            for key, network in laid_out.items():
-                started = time.process_time()
-                network(inputs)
-                seconds[key].append(time.process_time() - started)
-    return {key: own[1:] for key, own in seconds.items()}
+        found = times(passes, ROUNDS, clock=time.process_time)
+    return {key: [1e-3 * one for one in own] for key, own in found.items()}
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -77,7 +72,7 @@ def table(records: list[dict[str, Any]]) -> str:
             rows.append((
                 one["name"].rpartition(":")[2], precision,
                 f"{BATCH / median(samples['whole']):.0f}",
-                *(share(samples[key], samples["whole"]) for key in map(str, MULTIPLES)),
+                *(ratio(samples[key], samples["whole"], 2) for key in map(str, MULTIPLES)),
             ))  # fmt: skip
     head = ("network", "arithmetic", "images a second, whole",
             *(f"time, multiples of {multiple}" for multiple in MULTIPLES))  # fmt: skip
@@ -86,13 +81,6 @@ def table(records: list[dict[str, Any]]) -> str:
         f"Time of a pass of {BATCH} images of {SIZE}×{SIZE} over that of the whole network, one "
         "core; median with\nquartiles. See `shrink_speed.py`.\n\n" + markdown_table(head, rows)
     )
-
-
-def share(own: list[float], whole: list[float]) -> str:
-    """Put down the median ratio of neighbours in time, with quartiles."""
-    ratios = [a / b for a, b in zip(own, whole, strict=True)]
-    low, middle, high = quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
 def main() -> None:

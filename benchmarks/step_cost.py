@@ -14,11 +14,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
-from in_rounds import Samples, times
+from in_rounds import ratio, times
 from torch import nn
 
 from convsim import Regularizer
@@ -79,23 +79,15 @@ def training_steps(
     return {PLAIN: build(None)} | {penalty: build(penalty) for penalty in penalties}
 
 
-def ratio(samples: Samples, penalty: str) -> str:
-    """Put down a step ÷ the plain step of its round: the median, with quartiles."""
-    if penalty not in samples:
-        return ""
-    ratios = [own / plain for own, plain in zip(samples[penalty], samples[PLAIN], strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    return f"{median(ratios):.3f} ({low:.3f}–{high:.3f})"
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Lay out what was timed."""
     return markdown_table(
         HEAD,
         [
-            (row["setting"], row["precision"], f"{median(row['milliseconds'][PLAIN]):.0f}",
-             *(ratio(row["milliseconds"], penalty) for penalty in PENALTIES))
+            (row["setting"], row["precision"], f"{median(samples[PLAIN]):.0f}",
+             *(ratio(samples[one], samples[PLAIN]) if one in samples else "" for one in PENALTIES))
             for row in rows
+            for samples in [row["milliseconds"]]
         ],
     )  # fmt: skip
 
