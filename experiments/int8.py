@@ -54,10 +54,10 @@ class Images(CalibrationDataReader):  # type: ignore[misc]
 def int8_accuracy(model: nn.Module, data: ImageData) -> float:
     """Quantize weights by channel and activations by tensor; score in onnxruntime."""
     how = Standardised.of(data.train_images)
-    chosen = data.subset(train=CALIBRATION, seed=0).train_images
+    calibration = data.subset(train=CALIBRATION, seed=0).train_images
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, small = (str(Path(folder) / f"{name}.onnx") for name in ("f", "r", "i"))
-        batches = [x.contiguous() for x in prepared(chosen, how, BATCH)]
+        batches = [x.contiguous() for x in prepared(calibration, how, BATCH)]
         torch.onnx.export(
             model.eval().to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
             (batches[0],), plain, input_names=["images"], dynamo=True, verbose=False,

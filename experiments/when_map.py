@@ -28,6 +28,7 @@ LABELS = {
     "authors": "authors' regularizer",
     "authors-init": "authors' initialization",
 }
+_ACROSS = 4  # panels side by side
 DRAWN = ("recommended", "recommended:0.5", "cosine")
 Runs = dict[str, dict[int, Record]]
 """Method → seed → record."""
@@ -86,9 +87,10 @@ def draw(found: dict[Cell, Runs]) -> Figure:
             found, key=lambda c: (c.images, c.way, c.width, c.optimizer, c.coefficient)
         )
     ]
-    figure = Figure(figsize=(3.6 * len(groups), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for panel, ((images, way, width, optimizer, fixed), cells) in zip(panels, groups, strict=True):
+    lines = -(-len(groups) // _ACROSS)
+    figure = Figure(figsize=(3.6 * _ACROSS, 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, _ACROSS, sharey=True, squeeze=False).flat
+    for panel, ((images, way, width, optimizer, fixed), cells) in zip(panels, groups, strict=False):
         for method in DRAWN:
             points = [(c.epochs, gain(found[c], method)) for c in cells]
             drawn = [(epochs, g) for epochs, g in points if g is not None]
@@ -99,13 +101,15 @@ def draw(found: dict[Cell, Runs]) -> Figure:
             )  # fmt: skip
         panel.axhline(0, color="grey", linewidth=0.8)
         kind = "" if optimizer == "sgd" else f", {optimizer}"
-        kind += "" if fixed is None else f", coefficient {fixed:g}"
+        kind += "" if fixed is None else f", c = {fixed:g}"
         panel.set(title=f"{images * 9 // 10:,} images, {way}, width {width}{kind}", xlabel="epochs")
         panel.set(xscale="log")
         panel.set_xticks([c.epochs for c in cells], [f"{c.epochs}" for c in cells])
         panel.minorticks_off()
-    panels[0].set_ylabel("gain over no penalty, points")
-    panels[0].legend(fontsize="small")
+    figure.axes[0].legend(fontsize="small")
+    figure.supylabel("gain over no penalty, points")
+    for panel in figure.axes[len(groups) :]:
+        panel.set_axis_off()
     return figure
 
 

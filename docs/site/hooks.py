@@ -30,7 +30,20 @@ OUTSIDE = (
     "benchmarks/README.md", "benchmarks/results/*.*",
 )  # fmt: skip
 """What the site takes from outside docs/, beside files that a page links to."""
-COMMAND_LINE = "reference/command_line.md"
+
+
+def command_line() -> str:
+    """Write out what every command's --help says."""
+    command = [sys.executable, "-m", "typer", "convsim.cli.app", "utils", "docs"]
+    return subprocess.run(
+        [*command, "--name", "convsim"], check=True, capture_output=True, text=True
+    ).stdout
+
+
+GENERATED = {
+    "results.md": results_page, "architecture.svg": diagram,
+    "reference/command_line.md": command_line,
+}  # fmt: skip
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -49,7 +62,7 @@ def existing(entry: Any) -> Any:
     """Return a navigation entry without the pages that there are not, None if none is left."""
     if isinstance(entry, str):
         found = any((ROOT / folder / entry).exists() for folder in (".", "docs"))
-        return entry if found or entry in ("results.md", COMMAND_LINE) else None
+        return entry if found or entry in GENERATED else None
     ((title, inner),) = entry.items()
     left = [kept for kept in map(existing, inner) if kept] if isinstance(inner, list) else (
         existing(inner)
@@ -63,21 +76,11 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         for path in sorted(ROOT.glob(pattern)):
             uri = path.relative_to(ROOT).as_posix()
             files.append(File(uri, str(ROOT), config.site_dir, config.use_directory_urls))
-    made: dict[str, str | bytes] = {
-        "results.md": results_page(), "architecture.svg": diagram(), COMMAND_LINE: command_line(),
-    }  # fmt: skip
+    made: dict[str, str | bytes] = {uri: make() for uri, make in GENERATED.items()}
     for page in sorted((ROOT / "docs" / "gallery").glob("*.md")):
         made |= {f"gallery/{name}": content for name, content in run(page).files.items()}
     for uri, content in made.items():
         files.append(File.generated(config, uri, content=content))
-
-
-def command_line() -> str:
-    """Write out what every command's --help says."""
-    command = [sys.executable, "-m", "typer", "convsim.cli.app", "utils", "docs"]
-    return subprocess.run(
-        [*command, "--name", "convsim"], check=True, capture_output=True, text=True
-    ).stdout
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
