@@ -84,9 +84,21 @@ CELLS = {
         Cell(10000, "bare", 8, 8, seeds=4, tuned_in=2),
         Cell(2500, "bare", 16, 8, seeds=4),
         Cell(2500, "bare", 16, 32, seeds=4, tuned_in=8),
-        Cell(2500, "bare", 16, 32, seeds=4, tuned_in=8, coefficient=1),
         Cell(2500, "usual", 16, 32, seeds=3),
     )
+}
+FIXED = {  # every method with one coefficient, at the learning rate that is best with its own
+    name: replace(CELLS[name], tuned_in=CELLS[name].tuned_in or CELLS[name].epochs)
+    for name in (
+        "2500-bare-w16-e8", "2500-bare-w16-e32", "10000-bare-w16-e2", "10000-bare-w16-e8",
+        "10000-bare-w8-e2", "10000-bare-w8-e8", "10000-usual-w16-e4", "50000-usual-w16-e1",
+        "50000-usual-w16-e8",
+    )
+}  # fmt: skip
+CELLS |= {
+    cell.name: cell
+    for fixed in FIXED.values()
+    for cell in (replace(fixed, coefficient=1), replace(fixed, coefficient=0.3))
 }
 
 

@@ -1,17 +1,18 @@
 """Lay out what experiment 19 found, from whatever is on record.
 
-python experiments/when_map.py RESULTS     (writes table.md, time.md and figure.png there)
+python experiments/when_map.py RESULTS     (writes table.md, candidates.md, time.md and figure.png there)
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from matplotlib.figure import Figure
-from when import CELLS, Cell
+from when import CELLS, FIXED, Cell
 
 from convsim.lab.records import Record, read_records
 from convsim.lab.summary import Estimate, reported
@@ -21,6 +22,7 @@ LABELS = {
     "none": "none",
     "recommended": "sampled maps, coefficient stays",
     "recommended:0.5": "sampled maps, falls to 0 by half",
+    "recommended:0.1": "sampled maps, falls to 0 by a tenth",
     "cosine": "cosine orthogonality",
     "decov": "DeCov",
     "crossed": "crossed, kernels alone",
@@ -55,6 +57,13 @@ def gain(runs: Runs, method: str) -> Estimate | None:
     return Estimate.of([accuracy(own[s]) - accuracy(control[s]) for s in seeds]) if seeds else None
 
 
+def coefficient_of(runs: Runs, method: str) -> float | None:
+    """Read the coefficient that a cell reports a method with."""
+    of_one = next(iter(runs.get(method, {}).values()), None)
+    given = of_one["configuration"]["method"]["coefficients"] if of_one else ()
+    return next(iter(given), None)
+
+
 def seconds(record: Record) -> float:
     """Read how long training with its initialization took."""
     result = record["result"]
@@ -67,7 +76,7 @@ def rows(cell: Cell, runs: Runs) -> list[tuple[str, ...]]:
     optimizer = "" if cell.optimizer == "sgd" else f", {cell.optimizer}"
     for method, own in runs.items():
         one = next(iter(own.values()))["configuration"]
-        coefficient = next(iter(one["method"]["coefficients"]), None)
+        coefficient = coefficient_of(runs, method)
         found = gain(runs, method)
         lines.append((
             f"{cell.images * 9 // 10:,} {cell.way}{optimizer}", f"{cell.width}", f"{cell.epochs}",
@@ -79,18 +88,40 @@ def rows(cell: Cell, runs: Runs) -> list[tuple[str, ...]]:
     return lines
 
 
+def candidates(found: dict[Cell, Runs]) -> str:
+    """Lay out the gain of one coefficient for all cells, form by form."""
+    forms = [
+        (c, method)
+        for method in LABELS if method.startswith("recommended") for c in (0.3, 1.0, 3.0)
+    ]  # fmt: skip
+    lines: list[tuple[str, ...]] = []
+    gains: dict[tuple[float, str], list[float]] = {form: [] for form in forms}
+    for cell, fixed in FIXED.items():
+        line = [cell]
+        for c, method in forms:
+            own = found.get(replace(fixed, coefficient=c), {})
+            if method not in own and coefficient_of(found.get(CELLS[cell], {}), method) == c:
+                own = found[CELLS[cell]]
+            one = gain(own, method)
+            line.append("" if one is None else one.text(1))
+            gains[c, method] += [] if one is None else [one.mean]
+        lines.append(tuple(line))
+    means = [f"{fmean(own):+.1f} ({len(own)})" if own else "" for own in gains.values()]
+    head = ("cell", *(f"{LABELS[method]}, c = {c:g}" for c, method in forms))
+    return markdown_table(head, [*lines, ("mean (cells)", *means)])
+
+
 def draw(found: dict[Cell, Runs]) -> Figure:
     """Draw gains over the schedule's length, a panel for each data, way and width."""
+    tuned = [cell for cell in found if cell.coefficient is None]
     groups = [
         (key, list(own))
-        for key, own in groupby(
-            found, key=lambda c: (c.images, c.way, c.width, c.optimizer, c.coefficient)
-        )
+        for key, own in groupby(tuned, key=lambda c: (c.images, c.way, c.width, c.optimizer))
     ]
     lines = -(-len(groups) // _ACROSS)
     figure = Figure(figsize=(3.6 * _ACROSS, 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, _ACROSS, sharey=True, squeeze=False).flat
-    for panel, ((images, way, width, optimizer, fixed), cells) in zip(panels, groups, strict=False):
+    for panel, ((images, way, width, optimizer), cells) in zip(panels, groups, strict=False):
         for method in DRAWN:
             points = [(c.epochs, gain(found[c], method)) for c in cells]
             drawn = [(epochs, g) for epochs, g in points if g is not None]
@@ -101,7 +132,6 @@ def draw(found: dict[Cell, Runs]) -> Figure:
             )  # fmt: skip
         panel.axhline(0, color="grey", linewidth=0.8)
         kind = "" if optimizer == "sgd" else f", {optimizer}"
-        kind += "" if fixed is None else f", c = {fixed:g}"
         panel.set(title=f"{images * 9 // 10:,} images, {way}, width {width}{kind}", xlabel="epochs")
         panel.set(xscale="log")
         panel.set_xticks([c.epochs for c in cells], [f"{c.epochs}" for c in cells])
@@ -118,10 +148,15 @@ def main() -> None:
     results = Path(sys.argv[1])
     records = {c: read_records(results / name / "records.jsonl") for name, c in CELLS.items()}
     found = {c: runs for c, own in records.items() if (runs := by_method(own))}
+    for cell, runs in found.items():  # no penalty has no coefficient to fix
+        runs.setdefault("none", found[CELLS[replace(cell, coefficient=None).name]]["none"])
     head = ("trained on", "width", "epochs", "method", "coefficient", "learning rate", "seeds",
             "accuracy, %", "gain, points")  # fmt: skip
-    table = markdown_table(head, [line for c, runs in found.items() for line in rows(c, runs)])
+    tuned = [(c, runs) for c, runs in found.items() if c.coefficient is None]
+    table = markdown_table(head, [line for c, runs in tuned for line in rows(c, runs)])
     (results / "table.md").write_text(table, encoding="utf-8")
+    fixed = candidates(found)
+    (results / "candidates.md").write_text(fixed, encoding="utf-8")
     every = [r for own in records.values() for r in own]
     large = [r for own in (records[c] for c in records if c.images == 50000) for r in own]
     hours = sum(map(seconds, every)) / 3600
@@ -135,7 +170,7 @@ def main() -> None:
     ]  # fmt: skip
     (results / "time.md").write_text(said + markdown_table(("cell", "method", "s"), times))
     draw(found).savefig(results / "figure.png", dpi=120)
-    print(table, said)
+    print(table, fixed, said, sep="\n")
 
 
 if __name__ == "__main__":
