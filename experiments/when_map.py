@@ -1,6 +1,6 @@
 """Lay out what experiment 19 found, from whatever is on record.
 
-python experiments/when_map.py RESULTS     (writes table.md, candidates.md, time.md and figure.png there)
+python experiments/when_map.py RESULTS     (writes its tables and figure there)
 """
 
 from __future__ import annotations
