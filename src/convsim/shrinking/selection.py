@@ -14,6 +14,7 @@ from torch import Tensor
 
 _ROUNDING = 1e-12
 """What is left of a map's mean square, relative to all of it, where the map is told by others."""
+_BLOCK = 64  # steps whose outer products are taken away together
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,20 @@ def greedy_selection(readings: Sequence[Reading], units: Sequence[Sequence[int]]
         readings: What each consumer reads.
         units: The maps of each unit; together all M, none twice.
 
-    Cost: M³ multiplications a reader. Memory: 3 M² numbers a reader.
+    Cost: 5 M³ multiplications a reader, in products of matrices. Memory: 4 M² numbers a reader.
     """
     residuals = [_Residual(reading) for reading in readings]
     order: list[int] = []
     errors = [[residual.error() for residual in residuals]]
-    left = dict(enumerate(units))
-    one_each = all(len(unit) == 1 for unit in units)
-    maps_U = torch.tensor([unit[0] for unit in units])
+    sizes = torch.tensor([len(unit) for unit in units])
+    maps_M = torch.tensor([map_ for unit in units for map_ in unit])
+    unit_M = torch.repeat_interleave(torch.arange(len(units)), sizes)
     taken_U = torch.zeros(len(units), dtype=torch.bool)
-    while left:
+    while len(order) < len(units):
         gains_M = torch.stack([residual.gains() for residual in residuals]).sum(0)
-        if one_each:
-            gains_U = gains_M[maps_U]
-        else:
-            gains_U = torch.stack([gains_M[list(unit)].sum() for unit in units])
-        best = int(gains_U.masked_fill(taken_U, -1).argmax())
-        for map_ in left.pop(best):
+        gains_U = gains_M.new_zeros(len(units)).index_add_(0, unit_M, gains_M[maps_M])
+        best = int(gains_U.masked_fill_(taken_U, -1).argmax())
+        for map_ in units[best]:
             for residual in residuals:
                 residual.keep(map_)
         taken_U[best] = True
@@ -89,29 +87,36 @@ def greedy_selection(readings: Sequence[Reading], units: Sequence[Sequence[int]]
 
 
 class _Residual:
-    """R = G − G[:,S] G[S,S]⁻¹ G[S,:] of one reader, with the diagonal of R H R.
+    """R = G − G[:,S] G[S,S]⁻¹ G[S,:] of one reader, and Q = R H R.
 
-    Rows and columns of kept maps are zero: they are taken out once they are an eighth.
+    A map j that is kept takes c cᵀ from R, with c = r_j / √R_jj, and c uᵀ + u cᵀ from Q, with
+    u = q_j / √R_jj − ½ (Q_jj / R_jj) c. These are gathered and taken away together, 64 steps' at a
+    time. Rows and columns of kept maps are taken out, and Q is computed anew, once they are a
+    quarter.
     """
 
     def __init__(self, reading: Reading) -> None:
         self.maps = len(reading.gram)
         self.left_m = torch.arange(self.maps)
         self.place_M = torch.arange(self.maps)
-        self.kept = 0
         self.r_mm = reading.gram.clone()
         self.h_mm = reading.weight
         self.floor_m = _ROUNDING * reading.gram.diagonal()
-        self.rhr_m = ((self.r_mm @ self.h_mm) * self.r_mm).sum(1)
+        self._begin()
         self.lost = float((self.h_mm * self.r_mm).sum())
         self.energy = self.lost if reading.energy is None else reading.energy
 
+    def _begin(self) -> None:
+        self.kept = self.gathered = 0
+        self.q_mm = self.r_mm @ self.h_mm @ self.r_mm
+        self.own_m, self.rhr_m = self.r_mm.diagonal().clone(), self.q_mm.diagonal().clone()
+        self.c_Bm, self.u_Bm = self.r_mm.new_empty(2, _BLOCK, len(self.left_m))
+
     def gains(self) -> Tensor:
         """Tell by how much the relative error falls with each map."""
-        gains_M = torch.zeros(self.maps, dtype=self.r_mm.dtype)
+        gains_M = self.r_mm.new_zeros(self.maps)
         if self.energy > 0:
-            own_m = self.r_mm.diagonal()
-            gains_m = torch.where(own_m > self.floor_m, self.rhr_m / own_m, 0)
+            gains_m = torch.where(self.own_m > self.floor_m, self.rhr_m / self.own_m, 0)
             gains_M[self.left_m] = gains_m / self.energy
         return gains_M
 
@@ -119,27 +124,39 @@ class _Residual:
         """Take one Schur step."""
         at = int(self.place_M[map_])
         self.kept += 1
-        own = float(self.r_mm[at, at])
+        own = float(self.own_m[at])
         if own > float(self.floor_m[at]):
-            column_m = self.r_mm[:, at].clone()
-            hr_m = self.h_mm @ column_m
-            gain = float(column_m @ hr_m) / own
-            self.rhr_m += (gain / own) * column_m.square()
-            self.rhr_m -= (2 / own) * column_m * (self.r_mm @ hr_m)
-            self.r_mm.addr_(column_m, column_m, alpha=-1 / own)
+            c_bm, u_bm = self.c_Bm[: self.gathered], self.u_Bm[: self.gathered]
+            r_m = self.r_mm[at] - c_bm[:, at] @ c_bm
+            q_m = self.q_mm[at] - c_bm[:, at] @ u_bm - u_bm[:, at] @ c_bm
+            gain = float(q_m[at]) / own
+            c_m = r_m / own**0.5
+            u_m = q_m / own**0.5 - gain / 2 * c_m
+            self.own_m -= c_m.square()
+            self.rhr_m -= 2 * c_m * u_m
             self.lost -= gain
+            self.c_Bm[self.gathered], self.u_Bm[self.gathered] = c_m, u_m
+            self.gathered += 1
         self.floor_m[at] = torch.inf
-        if 8 * self.kept > len(self.left_m):
+        if 4 * self.kept > len(self.left_m):
+            self._take_away_gathered()
             self._take_out_kept()
+        elif self.gathered == _BLOCK:
+            self._take_away_gathered()
+
+    def _take_away_gathered(self) -> None:
+        c_bm, u_bm = self.c_Bm[: self.gathered], self.u_Bm[: self.gathered]
+        self.r_mm.addmm_(c_bm.T, c_bm, alpha=-1)
+        self.q_mm.addmm_(c_bm.T, u_bm, alpha=-1).addmm_(u_bm.T, c_bm, alpha=-1)
+        self.gathered = 0
 
     def _take_out_kept(self) -> None:
         stays_m = self.floor_m < torch.inf
-        self.left_m = self.left_m[stays_m]
+        self.left_m, self.floor_m = self.left_m[stays_m], self.floor_m[stays_m]
         self.place_M[self.left_m] = torch.arange(len(self.left_m))
         self.r_mm = self.r_mm[stays_m][:, stays_m]
         self.h_mm = self.h_mm[stays_m][:, stays_m]
-        self.floor_m, self.rhr_m = self.floor_m[stays_m], self.rhr_m[stays_m]
-        self.kept = 0
+        self._begin()
 
     def error(self) -> float:
         """Tell what is lost with the maps kept so far, relative to the output's energy."""
