@@ -172,7 +172,7 @@ def test_callbacks_of_one_trainer_log_under_their_own_names(tmp_path, monkeypatc
 def test_callbacks_take_the_same_arguments_and_refuse_bad_ones_at_once():
     for kind in callback_kinds():
         parameters = inspect.signature(kind).parameters
-        assert [*parameters] == ["penalty", "coefficient", "decay_steps", "layers"]
+        assert [*parameters] == ["penalty", "coefficient", "decay_steps", "every", "layers"]
         assert all(own.annotation is not own.empty for own in parameters.values())
         with pytest.raises(ConvsimError, match="Did you mean 'crossed'"):
             kind("crosed")

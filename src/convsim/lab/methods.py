@@ -23,6 +23,7 @@ class Method:
         coefficients: The regularizer's coefficients to tune over; a single one is not tuned.
         initialization_steps: Number of initialization steps.
         falls: Over what share of all steps the coefficient falls to 0, in a line; None to keep it.
+        every: In one step of how many the regularizer is computed, as in `convsim.Regularizer`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     coefficients: tuple[Coefficient, ...] = ()
     initialization_steps: int = 100
     falls: float | None = None
+    every: int = 1
 
     @property
     def coefficient(self) -> Coefficient | None:

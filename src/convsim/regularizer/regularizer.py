@@ -22,6 +22,7 @@ from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
 from convsim.regularizer.samples import Samples, modules_of
 from convsim.regularizer.sampling import Balance
+from convsim.regularizer.turns import Turns
 
 
 class Regularizer:
@@ -52,6 +53,10 @@ class Regularizer:
             penalty of unknown scale (experiments/09_automatic).
         decay_steps: Let the coefficient fall in a line from its value to 0 over so many calls of
             `step`; None to keep it.
+        every: Compute a penalty on feature maps in one training step of so many, with so many times
+            the coefficient, and return 0 in the others: the same on average, at a fraction of the
+            cost (lazy regularization, Karras et al. 2020, arXiv 1912.04958). A step is the forward
+            passes between two calls. experiments/25_every compares 4 with 1.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers count while they are not frozen.
 
@@ -77,6 +82,7 @@ class Regularizer:
         *,
         coefficient: CoefficientLike | None = None,
         decay_steps: int | None = None,
+        every: int = 1,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         chosen = preset(penalty)
@@ -94,6 +100,7 @@ class Regularizer:
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._balance = Balance(self._coefficient.pending)
+        self._turns = Turns(every, self.penalty)
         self._samples = self._watch(modules_of(model, self._able))
         self._attachment = Attachment()
         self._warned = False
@@ -104,7 +111,7 @@ class Regularizer:
     def _watch(self, modules: Iterable[tuple[str, nn.Module]]) -> Samples | None:
         if not isinstance(self.penalty, ActivationPenalty):
             return None
-        return Samples(modules, self.penalty, self._balance)
+        return Samples(modules, self.penalty, self._balance, self._turns)
 
     @property
     def acting(self) -> list[ConvLayer]:
@@ -133,10 +140,13 @@ class Regularizer:
                 "regularizer.backward_()."
             )
         self._settle(together=True)
+        if self._turns.rests:
+            self._turns.ask()
+            return self._nothing()
         acting = self.acting
         factor = self._layer_factor(acting)
         # While it is pending, 0 with a gradient to be weighed.
-        coefficient = 1.0 if self._coefficient.pending else self.coefficient
+        coefficient = 1.0 if self._coefficient.pending else self.coefficient * self._turns.every
         if self._samples is not None:
             value = self._of_maps(self._runs(acting), factor * coefficient)
         else:
@@ -289,7 +299,7 @@ class Regularizer:
 
     def of_new_maps(self) -> Tensor | None:
         """Compute the penalty; None if it needs maps and the layers have put out no new ones."""
-        if self._samples is None or self._samples.fresh:
+        if self._samples is None or self._samples.fresh or self._turns.rests:
             return self._weighted()
         if not self._samples.ran and not self._warned:
             self._warned = True
@@ -339,7 +349,8 @@ class Regularizer:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
         self._settle()
-        return {"steps": self.steps, "coefficient": self._coefficient.found}
+        passed = {"passed": self._turns.passed} if self._turns.every > 1 else {}
+        return {"steps": self.steps, "coefficient": self._coefficient.found} | passed
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -353,6 +364,7 @@ class Regularizer:
                 f"Not a regularizer state: {state!r}. Give what state_dict() returned."
             )
         self.steps = steps
+        self._turns.go_on(state.get("passed", 0))
         self._coefficient.resume(found)
         self._balance.pending = self._coefficient.pending
 
@@ -418,5 +430,6 @@ class Regularizer:
 
     def _described(self) -> Description:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
-        head = f"Regularizer({self.penalty}, coefficient={coefficient})"
+        every = f", every={self._turns.every}" if self._turns.every > 1 else ""
+        head = f"Regularizer({self.penalty}, coefficient={coefficient}{every})"
         return Description(head, [(x, self._shapes[x.name], x in self._able) for x in self.layers])

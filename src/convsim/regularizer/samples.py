@@ -17,6 +17,7 @@ from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Balance, Meeting, sample_maps
+from convsim.regularizer.turns import Turns
 
 _RUNS = 16  # of one layer that are kept
 
@@ -65,6 +66,7 @@ class Samples:
         modules: The modules to look at, each with its layer's name.
         penalty: The penalty, which says at how many positions.
         balance: Where gradients are weighed while the coefficient is to be found.
+        turns: Which steps are looked at.
     """
 
     def __init__(
@@ -72,17 +74,22 @@ class Samples:
         modules: Iterable[tuple[str, nn.Module]],
         penalty: ActivationPenalty,
         balance: Balance,
+        turns: Turns,
     ) -> None:
         self.modules = tuple(modules)
         self._runs: dict[str, list[_Run]] = {}
-        self._asked = [False]
-        runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
+        self._turns = turns
+        runs = self._runs  # not self: dropping it must end the watch
 
         def look(name: str, module: nn.Module, output: Tensor) -> None:
+            begins = turns.begin()
+            if turns.rests:
+                if begins:
+                    _end(runs)
+                return
             maps_NMx = _require_maps(name, module, output)
-            if asked[0] or any(run.over for own in runs.values() for run in own):
+            if begins or any(run.over for own in runs.values() for run in own):
                 runs.clear()
-            asked[0] = False
             own = runs.setdefault(name, [])
             if not any(map(takes_gradients, module.parameters())):
                 return
@@ -110,7 +117,7 @@ class Samples:
                 "that records gradients (not under torch.no_grad()), and checkpoint activations "
                 "with use_reentrant=False."
             )
-        self._asked[0] = True
+        self._turns.ask()
         every = [run for own in self._runs.values() for run in own]
         over = all(run.over for run in every)
         return {
@@ -135,6 +142,13 @@ class Samples:
     def forget(self) -> None:
         """Drop what is kept."""
         self._runs.clear()
+
+
+def _end(runs: dict[str, list[_Run]]) -> None:
+    """Let the graphs go of what will not be asked for in this step."""
+    for own in runs.values():
+        for run in own:
+            run.end()
 
 
 def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str, nn.Module]]:
