@@ -33,13 +33,14 @@ LAZY, EVERY = "recommended, every=4", 4
 OURS = ("recommended", LAZY, "crossed")
 PENALTIES = (*OURS, "cosine", "decov")
 PLAIN = "plain"
-SETTINGS: list[tuple[str, int, int, int, tuple[str, ...]]] = [
+ALL: tuple[Precision, ...] = tuple(ARITHMETIC)
+SETTINGS: list[tuple[str, int, int, int, tuple[str, ...], tuple[Precision, ...]]] = [
     # model, batch, size, rounds, penalties; on 2,048 maps a step of DeCov takes minutes
-    ("cnn", 128, 32, 20, PENALTIES),
-    ("resnet18", 128, 32, 5, PENALTIES),
-    ("resnet50", 32, 64, 3, OURS),
+    ("cnn", 128, 32, 20, PENALTIES, ALL),
+    ("resnet18", 128, 32, 5, PENALTIES, ALL),
+    ("resnet50", 32, 64, 3, OURS, ALL),
 ]
-QUICK = [("cnn", 128, 32, 8, PENALTIES), ("resnet18", 128, 32, 2, PENALTIES)]
+QUICK = [("cnn", 128, 32, 8, PENALTIES, ALL), ("resnet18", 128, 32, 3, OURS, ("bf16",))]
 HEAD = ("network, batch, size", "arithmetic", "plain, ms", *PENALTIES)
 
 
@@ -110,9 +111,8 @@ def main() -> None:
         print(table([record["row"] for record in read_records(RESULTS)]))
         return
     torch.manual_seed(0)
-    precisions: list[Precision] = list(ARITHMETIC)
     rows = []
-    for name, batch, size, rounds, penalties in QUICK if chosen.quick else SETTINGS:
+    for name, batch, size, rounds, penalties, precisions in QUICK if chosen.quick else SETTINGS:
         for precision in precisions:
             setting = f"{name}, {batch}, {size}×{size}"
             print(f"timing {setting}, {precision} …", file=sys.stderr)
