@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from convsim.shrinking.compensation import map_compensation, ridge_regression
+from convsim.shrinking.compensation import (
+    map_compensation,
+    ridge_regression,
+    ridge_regression_of_few,
+)
 from convsim.shrinking.statistics import RegressionStatistics
 
 pytestmark = pytest.mark.numeric
@@ -62,6 +66,19 @@ def test_regression_is_ridge_regression_on_the_samples(constant):
         torch.testing.assert_close(
             c[group], means[1] - means[0] @ want if constant else torch.zeros(3).double()
         )
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_few_samples_have_the_same_regression(constant):
+    x = torch.randn(2, 12, 40, dtype=torch.float64) + 1
+    x[:, :, 3], x[:, :, 7] = 0, 5
+    y = torch.randn(2, 12, 3, dtype=torch.float64) + 2
+    statistics = RegressionStatistics(2, 40, 3, CPU)
+    statistics.add(x, y)
+    many = ridge_regression(statistics, constant=constant, ridge=0.01)
+    few = ridge_regression_of_few(x, y, constant=constant, ridge=0.01)
+    for own, other in zip(few, many, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-9)
 
 
 def test_a_predictor_that_is_constant_or_zero_gets_no_weight():

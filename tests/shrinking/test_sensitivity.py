@@ -138,11 +138,14 @@ def test_a_layer_that_reads_too_much_is_not_fitted(monkeypatch):
     model, images = network("flattened")
     model.requires_grad_(False)
     found = survey(model, [images], layers=None, positions=ALL)
-    read = dict.fromkeys(Fitting(model, found, [images], 32).layers)
-    monkeypatch.setattr(sequence, "_MOST_PREDICTORS", 27)
+    read = Fitting(model, found, [images], 32).layers
+    monkeypatch.setattr(sequence, "_MOST", 27)
     fitted = Fitting(model, found, [images], 32).layers
     sizes = {name: model.get_submodule(name).weight[0].numel() for name in read}
-    assert fitted == [name for name, size in sizes.items() if size <= 27] != [*read]
+    assert fitted == [name for name, size in sizes.items() if size <= 27] != read
+    last = [name for name in read if isinstance(model.get_submodule(name), nn.Linear)]
+    few = Fitting(model, found, [images[:27]], 32).layers  # a sample an image
+    assert set(few) == {*fitted, *last} != {*fitted}
     small = convsim.shrink(model, [images], parameters=0.5).model
     assert small(images).isfinite().all()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from convsim.precision import exact_dtype
 from convsim.shrinking.statistics import RegressionStatistics
 
 _ROUNDING = 1e-12
@@ -83,9 +84,7 @@ def ridge_regression(
     xx_GPP, xy_GPO, _ = statistics.moments(centered=constant)
     own_GP = xx_GPP.diagonal(dim1=1, dim2=2)
     whole_GP = own_GP + statistics.means()[0].square() if constant else own_GP
-    varies_GP = own_GP > _CONSTANT * whole_GP
-    # A predictor that hardly varies is no other than the constant: what is left of it is rounding.
-    scale_GP = torch.where(varies_GP, own_GP, math.inf).sqrt()
+    scale_GP = _scale(own_GP, whole_GP)
     unit_GPP = xx_GPP / scale_GP[:, :, None] / scale_GP[:, None]
     unit_GPP.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
     factor_GPP, failed = torch.linalg.cholesky_ex(unit_GPP)
@@ -100,3 +99,39 @@ def ridge_regression(
         return w_GPO, torch.zeros_like(xy_GPO[:, 0])
     x_GP, y_GO = statistics.means()
     return w_GPO, y_GO - (x_GP[:, None] @ w_GPO)[:, 0]
+
+
+def ridge_regression_of_few(
+    x_GSP: Tensor, y_GSO: Tensor, *, constant: bool, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Do as `ridge_regression` where there are fewer samples S than predictors.
+
+    Xᵀ(X Xᵀ + ρ)⁻¹ Y is the same as (Xᵀ X + ρ)⁻¹ Xᵀ Y.
+
+    Args:
+        x_GSP: X.
+        y_GSO: Y.
+        constant: As there, and so ridge and what is returned.
+        ridge: As there.
+
+    Cost: S³ + S²·P multiplications a group.
+    """
+    exact = exact_dtype(x_GSP.device)
+    x_GSP, y_GSO, samples = x_GSP.to(exact), y_GSO.to(exact), x_GSP.shape[1]
+    whole_GP, x_GP, y_GO = x_GSP.square().mean(1), x_GSP.mean(1), y_GSO.mean(1)
+    if constant:
+        x_GSP, y_GSO = x_GSP - x_GP[:, None], y_GSO - y_GO[:, None]
+    scale_GP = _scale(x_GSP.square().mean(1), whole_GP)
+    unit_GSP = x_GSP / scale_GP[:, None]
+    gram_GSS = unit_GSP @ unit_GSP.mT / samples
+    gram_GSS.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
+    w_GPO = unit_GSP.mT @ torch.linalg.solve(gram_GSS, y_GSO / samples) / scale_GP[:, :, None]
+    if not constant:
+        return w_GPO, torch.zeros_like(y_GO)
+    return w_GPO, y_GO - (x_GP[:, None] @ w_GPO)[:, 0]
+
+
+def _scale(own_GP: Tensor, whole_GP: Tensor) -> Tensor:
+    """Return what predictors are divided by: infinity if it is no other than the constant."""
+    varies_GP = own_GP > _CONSTANT * whole_GP  # what is left of the others is rounding
+    return torch.where(varies_GP, own_GP, math.inf).sqrt()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convsim.precision import full_precision
 from convsim.shrinking.calibration import device_of
 from convsim.shrinking.channels import AxisKey, KeptAxes
-from convsim.shrinking.compensation import ridge_regression
+from convsim.shrinking.compensation import ridge_regression, ridge_regression_of_few
 from convsim.shrinking.consumers import add_constant_
 from convsim.shrinking.resuming import Cut, Reached
 from convsim.shrinking.resuming import cuts as find_cuts
@@ -30,8 +30,8 @@ _SAMPLES = 32
 """How many samples are enough for each predictor of a layer: more changed no accuracy."""
 _FEW_SAMPLES = 4
 """How many tell roughly what a fit repairs."""
-_MOST_PREDICTORS = 8192
-"""Of a layer that is fitted: more squared would take gigabytes, and have fewer samples anyway."""
+_MOST = 8192
+"""Predictors or samples, whichever are fewer, of a layer that is fitted: their square is kept."""
 _RIDGE = 1e-3
 """Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
 it is."""
@@ -48,7 +48,7 @@ class Fitting:
 
     Attributes:
         layers: The names of all layers that can be fitted: those linear in what they read, of
-            8,192 numbers at a position at most.
+            8,192 numbers at a position or as many samples at most.
         cuts: Where the original's forward passes can be resumed.
 
     Args:
@@ -69,17 +69,20 @@ class Fitting:
         cuts: Sequence[Cut] | None = None,
         samples: int = _SAMPLES,
     ) -> None:
+        self._original, self._found, self._batches = original, found, batches
+        self._positions, self._samples = positions, samples
         self.layers = [
             name
             for name, fate in found.fates.items()
             if fate.linear
-            and filters_of(original.get_submodule(name))[0, 0].numel() <= _MOST_PREDICTORS
+            and (
+                filters_of(original.get_submodule(name))[0, 0].numel() <= _MOST
+                or self._samples_of(name, range(len(batches))) <= _MOST
+            )
         ]
         if cuts is None:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
         self.cuts = cuts
-        self._original, self._found, self._batches = original, found, batches
-        self._positions, self._samples = positions, samples
         self._whole, self._asked = Road(original, batches, cuts), 0
         self._chosen: dict[str, list[int]] = {}
         self._wanted: dict[str, list[Tensor]] = {}
@@ -120,6 +123,7 @@ class Fitting:
         stages = [_Stage(name, self._found.fates[name], small, axes) for name in layers]
         for stage in stages:
             stage.batches = self._batches_of(stage)
+            stage.few = self._samples_of(stage.name, stage.batches) < stage.predictors
         for together in self._chunks(stages):
             self._take(together)
             for stage in together:
@@ -182,6 +186,7 @@ class _Stage:
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
         self.batches: list[int] = []
+        self.few = False
         filters_GMCn = filters_of(self.layer)
         self.outputs = filters_GMCn[..., 0, 0].numel()
         self.predictors = filters_GMCn[0, 0].numel()
@@ -195,16 +200,26 @@ class _Stage:
         """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
         filters_GMCn = filters_of(self.layer)
         groups, filters = filters_GMCn.shape[:2]
-        device = filters_GMCn.device
-        statistics = RegressionStatistics(groups, self.predictors, filters, device)
-        for number, want_SO in zip(self.batches, wanted, strict=True):
-            with full_precision(want_SO):
-                windows_GSP, got_SO = self._look(road, number, positions)
-                missing_SO = self._missing(want_SO, got_SO)
-                missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
-                statistics.add(windows_GSP, missing_GSM.to(windows_GSP))
         constant = self.layer.bias is not None or self.norm is not None
-        more_GPM, constant_GM = ridge_regression(statistics, constant=constant, ridge=_RIDGE)
+
+        def samples() -> Iterator[tuple[Tensor, Tensor]]:
+            for number, want_SO in zip(self.batches, wanted, strict=True):
+                with full_precision(want_SO):
+                    windows_GSP, got_SO = self._look(road, number, positions)
+                    missing_SO = self._missing(want_SO, got_SO)
+                    missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
+                    yield windows_GSP, missing_GSM.to(windows_GSP)
+
+        if self.few:
+            x_GSP, y_GSM = (torch.cat(own, 1) for own in zip(*samples(), strict=True))
+            found = ridge_regression_of_few(x_GSP, y_GSM, constant=constant, ridge=_RIDGE)
+        else:
+            device = filters_GMCn.device
+            statistics = RegressionStatistics(groups, self.predictors, filters, device)
+            for windows_GSP, missing_GSM in samples():
+                statistics.add(windows_GSP, missing_GSM)
+            found = ridge_regression(statistics, constant=constant, ridge=_RIDGE)
+        more_GPM, constant_GM = found
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
         add_constant_(self.layer, self.norm, constant_GM.flatten())

@@ -146,8 +146,9 @@ def shrink(
     one pass of either network, taken up again layer by layer at the modules past which nothing
     earlier is read (from the images where there is no such module or its maps of all images take
     more than 512 MiB); for every layer P² multiplications a position and P³/3 for the solution,
-    P = channels · taps, but for layers of P > 8,192, which stay as they are after W·A. Memory: the
-    images, twice while they are dealt out, up to three times those maps, and M² and P² numbers.
+    P = channels · taps, or, if there are fewer positions S, S²·P and S³. Layers of P and S > 8,192
+    stay as they are after W·A. Memory: the images, twice while they are dealt out, up to three
+    times those maps, M² numbers, and P² or S·P.
 
     Example:
         >>> import torch
