@@ -156,6 +156,24 @@ def settle_gradients_(module: nn.Module) -> bool:
     return found
 
 
+def settle_shards_(layers: Iterable[ConvLayer], sharded: set[str]) -> None:
+    """Make sure that gradients reach the shards that an optimizer holds.
+
+    Args:
+        layers: The layers.
+        sharded: The names of those that have been seen sharded, to which more are added.
+    """
+    for layer in layers:
+        if settle_gradients_(layer.module):
+            sharded.add(layer.name)
+        elif layer.name in sharded:
+            raise ConvsimError(
+                f"Layer {layer.name!r} was sharded and is now gathered: a gradient added here "
+                "would not reach the optimizer. Call model.reshard() before "
+                "regularizer.backward_(), or set_reshard_after_backward(True)."
+            )
+
+
 def _norm(tensors: Sequence[Tensor], shares: Sequence[Share | None] | None = None) -> Tensor:
     """Compute the norm of tensors together, each whole, a DTensor, or this rank's share."""
     norms = [

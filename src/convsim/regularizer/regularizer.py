@@ -17,7 +17,7 @@ from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer.attachment import Attachment
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
 from convsim.regularizer.description import Description, warn_of_few
-from convsim.regularizer.gradients import add_penalty_gradients_, settle_gradients_
+from convsim.regularizer.gradients import add_penalty_gradients_, settle_gradients_, settle_shards_
 from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
 from convsim.regularizer.samples import Samples, modules_of
@@ -232,7 +232,7 @@ class Regularizer:
         acting = self.acting
         if not acting:
             return self._nothing()
-        self._settle_shards(acting)
+        settle_shards_(acting, self._sharded)
         factor = self._layer_factor(acting)
         values = add_penalty_gradients_(
             acting, self.penalty, self._coefficient, self.steps, factor, scale
@@ -389,18 +389,6 @@ class Regularizer:
                 raise ConvsimError(
                     f"Layer {layer.name!r} was replaced after the regularizer was made, which "
                     "still holds the old one. Make a new Regularizer of the model as it is now."
-                )
-
-    def _settle_shards(self, layers: list[ConvLayer]) -> None:
-        """Make sure that gradients reach the shards that an optimizer holds."""
-        for layer in layers:
-            if settle_gradients_(layer.module):
-                self._sharded.add(layer.name)
-            elif layer.name in self._sharded:
-                raise ConvsimError(
-                    f"Layer {layer.name!r} was sharded and is now gathered: a gradient added here "
-                    "would not reach the optimizer. Call model.reshard() before "
-                    "regularizer.backward_(), or set_reshard_after_backward(True)."
                 )
 
     def _refuse_auto(self) -> None:
