@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from convsim.shrinking.compensation import (
+    RidgeRegression,
     map_compensation,
-    ridge_regression,
     ridge_regression_of_few,
 )
 from convsim.shrinking.statistics import RegressionStatistics
@@ -48,6 +48,11 @@ def test_with_fewer_samples_than_maps_it_does_not_fit_the_noise():
     exact = torch.linalg.lstsq(few[:, kept], few).solution.T
     fitted = (truth[:, kept] @ exact.T - truth)[:, 20:].square().mean()
     assert error < fitted / 1.2
+
+
+def ridge_regression(statistics, *, constant, ridge):
+    regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
+    return regression.tell(statistics.cross(), statistics.means()[1])
 
 
 @pytest.mark.parametrize("constant", [True, False])

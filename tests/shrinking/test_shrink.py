@@ -213,7 +213,7 @@ def test_statistics_of_norms_are_the_originals_and_estimating_them_anew_loses_mo
         anew.eval()
         want = model(fresh)
         errors = [float((net(fresh) - want).square().mean()) for net in (shrunk.model, anew)]
-    assert errors[0] < errors[1] / 1.5
+    assert errors[0] < errors[1] / 1.2
     smaller, bare = (dict(net.named_buffers()) for net in (shrunk.model, shrunk.plan.apply(model)))
     variances = [key for key in bare if key.endswith("running_var")]
     assert variances

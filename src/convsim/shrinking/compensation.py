@@ -66,52 +66,59 @@ def map_compensation(gram_MM: Tensor, kept: Sequence[int], samples: int) -> Tens
     return a_MK
 
 
-def ridge_regression(
-    statistics: RegressionStatistics, *, constant: bool, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """Tell outputs from predictors: Y ≈ X w + c, in the least squares.
+class RidgeRegression:
+    """Tell outputs from predictors: Y ≈ X w + c, in the least squares, for any Y of the same X.
 
     Args:
-        statistics: Moments of X and Y.
+        statistics: Moments of X.
         constant: Whether c may be other than zero.
         ridge: What is added to the mean square of every predictor, relative to it.
 
-    Returns:
-        w (G, P, O) and c (G, O), float64.
-
-    Cost: P³/3 + P²·O multiplications a group.
+    Cost: P³/3 multiplications a group, and P²·O for every Y.
     """
-    xx_GPP, xy_GPO, _ = statistics.moments(centered=constant)
-    own_GP = xx_GPP.diagonal(dim1=1, dim2=2)
-    whole_GP = own_GP + statistics.means()[0].square() if constant else own_GP
-    scale_GP = _scale(own_GP, whole_GP)
-    unit_GPP = xx_GPP / scale_GP[:, :, None] / scale_GP[:, None]
-    unit_GPP.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
-    factor_GPP, failed = torch.linalg.cholesky_ex(unit_GPP)
-    target_GPO = xy_GPO / scale_GP[:, :, None]
-    if failed.any():
-        w_GPO = torch.linalg.lstsq(unit_GPP.cpu(), target_GPO.cpu(), driver="gelsd").solution
-        w_GPO = w_GPO.to(xy_GPO.device)
-    else:
-        w_GPO = torch.cholesky_solve(target_GPO, factor_GPP)
-    w_GPO = w_GPO / scale_GP[:, :, None]
-    if not constant:
-        return w_GPO, torch.zeros_like(xy_GPO[:, 0])
-    x_GP, y_GO = statistics.means()
-    return w_GPO, y_GO - (x_GP[:, None] @ w_GPO)[:, 0]
+
+    def __init__(self, statistics: RegressionStatistics, *, constant: bool, ridge: float) -> None:
+        xx_GPP, self._constant = statistics.squares(centered=constant), constant
+        self._x_GP = statistics.means()[0]
+        own_GP = xx_GPP.diagonal(dim1=1, dim2=2)
+        self._scale_GP = _scale(own_GP, own_GP + self._x_GP.square() if constant else own_GP)
+        self._unit_GPP = xx_GPP / self._scale_GP[:, :, None] / self._scale_GP[:, None]
+        self._unit_GPP.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
+        self._factor_GPP, failed = torch.linalg.cholesky_ex(self._unit_GPP)
+        self._failed = bool(failed.any())
+
+    def tell(self, xy_GPO: Tensor, y_GO: Tensor) -> tuple[Tensor, Tensor]:
+        """Return w (G, P, O) and c (G, O), float64.
+
+        Args:
+            xy_GPO: E[X Yᵀ].
+            y_GO: E[Y].
+        """
+        if self._constant:
+            xy_GPO = xy_GPO - self._x_GP[:, :, None] * y_GO[:, None]
+        target_GPO = xy_GPO / self._scale_GP[:, :, None]
+        if self._failed:
+            unit_GPP, on_cpu = self._unit_GPP.cpu(), target_GPO.cpu()
+            w_GPO = torch.linalg.lstsq(unit_GPP, on_cpu, driver="gelsd").solution.to(target_GPO)
+        else:
+            w_GPO = torch.cholesky_solve(target_GPO, self._factor_GPP)
+        w_GPO = w_GPO / self._scale_GP[:, :, None]
+        if not self._constant:
+            return w_GPO, torch.zeros_like(y_GO)
+        return w_GPO, y_GO - (self._x_GP[:, None] @ w_GPO)[:, 0]
 
 
 def ridge_regression_of_few(
     x_GSP: Tensor, y_GSO: Tensor, *, constant: bool, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """Do as `ridge_regression` where there are fewer samples S than predictors.
+    """Do as `RidgeRegression` where there are fewer samples S than predictors.
 
     Xᵀ(X Xᵀ + ρ)⁻¹ Y is the same as (Xᵀ X + ρ)⁻¹ Xᵀ Y.
 
     Args:
         x_GSP: X.
         y_GSO: Y.
-        constant: As there, and so ridge and what is returned.
+        constant: As there, and so what is returned.
         ridge: As there.
 
     Cost: S³ + S²·P multiplications a group.

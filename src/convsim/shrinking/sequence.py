@@ -7,7 +7,7 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from convsim.precision import full_precision
 from convsim.shrinking.calibration import device_of
 from convsim.shrinking.channels import AxisKey, KeptAxes
-from convsim.shrinking.compensation import ridge_regression, ridge_regression_of_few
+from convsim.shrinking.compensation import RidgeRegression, ridge_regression_of_few
 from convsim.shrinking.consumers import add_constant_
+from convsim.shrinking.rectified import Rectifier
 from convsim.shrinking.resuming import Cut, Reached
 from convsim.shrinking.resuming import cuts as find_cuts
 from convsim.shrinking.road import Road, Start
@@ -39,8 +40,16 @@ _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
 """Bytes of one."""
+_ROUNDS = 4
+"""Regressions on what a ReLU hears, after the first."""
+_MOST_READ = 2**29
+"""Bytes of a layer's windows that are kept for them."""
 _SILENT = 1e-3
 """A BatchNorm's scale below this share of its largest: its channel hardly reaches the sum."""
+
+
+_Sample = tuple[Tensor, Tensor, Tensor]
+"""What a layer reads (G, S, P), should tell (S, O), and tells (S, O)."""
 
 
 class Fitting:
@@ -58,6 +67,7 @@ class Fitting:
         positions: How many positions of each image to take.
         cuts: Where its forward passes can be resumed; looked for if None.
         samples: How many are enough for each predictor of a layer; it looks at as many batches.
+        rounds: How often a layer before a ReLU is fitted again to what that hears.
     """
 
     def __init__(
@@ -68,9 +78,10 @@ class Fitting:
         positions: int,
         cuts: Sequence[Cut] | None = None,
         samples: int = _SAMPLES,
+        rounds: int = _ROUNDS,
     ) -> None:
         self._original, self._found, self._batches = original, found, batches
-        self._positions, self._samples = positions, samples
+        self._positions, self._samples, self._rounds = positions, samples, rounds
         self.layers = [
             name
             for name, fate in found.fates.items()
@@ -90,7 +101,7 @@ class Fitting:
     def rough(self, batches: Sequence[Tensor]) -> Fitting:
         """Make another that looks at few samples, of these batches."""
         return Fitting(
-            self._original, self._found, batches, self._positions, self.cuts, _FEW_SAMPLES
+            self._original, self._found, batches, self._positions, self.cuts, _FEW_SAMPLES, 0
         )
 
     def fit_(
@@ -120,10 +131,15 @@ class Fitting:
             How far the smaller network has come with each batch.
         """
         road = Road(small, self._batches, self.cuts, since)
-        stages = [_Stage(name, self._found.fates[name], small, axes) for name in layers]
+        stages = [
+            _Stage(name, self._found.fates[name], small, axes, self._original) for name in layers
+        ]
         for stage in stages:
             stage.batches = self._batches_of(stage)
-            stage.few = self._samples_of(stage.name, stage.batches) < stage.predictors
+            samples = self._samples_of(stage.name, stage.batches)
+            stage.few = samples < stage.predictors
+            few_bytes = samples * stage.groups * stage.predictors * _NUMBER <= _MOST_READ
+            stage.rounds = self._rounds if few_bytes else 0
         for together in self._chunks(stages):
             self._take(together)
             for stage in together:
@@ -179,16 +195,23 @@ class Fitting:
 class _Stage:
     """One layer that is fitted."""
 
-    def __init__(self, name: str, fate: Fate, small: nn.Module, axes: KeptAxes) -> None:
+    def __init__(
+        self, name: str, fate: Fate, small: nn.Module, axes: KeptAxes, original: nn.Module
+    ) -> None:
         self.name, self.fate, self.small = name, fate, small
         self.layer: Any = small.get_submodule(name)
-        self.norm: Any = None if fate.norm is None else small.get_submodule(fate.norm)
+        norms: list[Any] = [
+            None if fate.norm is None else model.get_submodule(fate.norm)
+            for model in (small, original)
+        ]
+        self.norm, self.norm_before = norms
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
         self.batches: list[int] = []
-        self.few = False
+        self.few, self.rounds = False, 0
         filters_GMCn = filters_of(self.layer)
-        self.outputs = filters_GMCn[..., 0, 0].numel()
+        self.groups, self.filters = filters_GMCn.shape[:2]
+        self.outputs = self.groups * self.filters
         self.predictors = filters_GMCn[0, 0].numel()
 
     def solve_(
@@ -198,31 +221,67 @@ class _Stage:
         positions: int,
     ) -> None:
         """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
-        filters_GMCn = filters_of(self.layer)
-        groups, filters = filters_GMCn.shape[:2]
         constant = self.layer.bias is not None or self.norm is not None
-
-        def samples() -> Iterator[tuple[Tensor, Tensor]]:
-            for number, want_SO in zip(self.batches, wanted, strict=True):
-                with full_precision(want_SO):
-                    windows_GSP, got_SO = self._look(road, number, positions)
-                    missing_SO = self._missing(want_SO, got_SO)
-                    missing_GSM = missing_SO.unflatten(1, (groups, filters)).transpose(0, 1)
-                    yield windows_GSP, missing_GSM.to(windows_GSP)
-
+        samples = self._samples(road, wanted, positions)
         if self.few:
-            x_GSP, y_GSM = (torch.cat(own, 1) for own in zip(*samples(), strict=True))
-            found = ridge_regression_of_few(x_GSP, y_GSM, constant=constant, ridge=_RIDGE)
+            windows_GSP, want_SO, got_SO = _together(samples)
+            missing_GSM = self._missing(want_SO, got_SO)
+            more = ridge_regression_of_few(
+                windows_GSP, missing_GSM, constant=constant, ridge=_RIDGE
+            )
         else:
-            device = filters_GMCn.device
-            statistics = RegressionStatistics(groups, self.predictors, filters, device)
-            for windows_GSP, missing_GSM in samples():
-                statistics.add(windows_GSP, missing_GSM)
-            found = ridge_regression(statistics, constant=constant, ridge=_RIDGE)
-        more_GPM, constant_GM = found
+            more = self._fitted(samples, constant)
+        more_GPM, constant_GM = more
+        filters_GMCn = filters_of(self.layer)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
+        if self.fate.addition is None:
+            self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
+
+    def _fitted(self, samples: Iterator[_Sample], constant: bool) -> tuple[Tensor, Tensor]:
+        """Regress what is missing; then, before a ReLU, what is missing of what that hears."""
+        device = filters_of(self.layer).device
+        statistics = RegressionStatistics(self.groups, self.predictors, self.filters, device)
+        kept: list[_Sample] = []
+        for windows_GSP, want_SO, got_SO in samples:
+            statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
+            if self.fate.rectified and self.rounds:
+                kept.append((windows_GSP, want_SO, got_SO))
+        regression = RidgeRegression(statistics, constant=constant, ridge=_RIDGE)
+        more_GPM, constant_GM = regression.tell(statistics.cross(), statistics.means()[1])
+        if not kept:
+            return more_GPM, constant_GM
+        windows_GSP, want_SO, got_SO = _together(kept)
+        alone = self.fate.addition is None
+        rectifier = Rectifier.behind(self.norm_before if alone else None, self._of_kept)
+        for _ in range(self.rounds):
+            more_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
+            more_SO = more_GSM.transpose(0, 1).flatten(1)
+            if not alone and self.norm is not None:
+                more_SO = more_SO * norm_scale(self.norm)
+            target_SO = rectifier.targets(want_SO, got_SO + more_SO)
+            missing_GSM = self._missing(target_SO, got_SO).to(windows_GSP)
+            cross_GPM = windows_GSP.mT @ missing_GSM / missing_GSM.shape[1]
+            mean_GM = missing_GSM.mean(1, dtype=constant_GM.dtype)
+            more_GPM, constant_GM = regression.tell(cross_GPM.to(more_GPM), mean_GM)
+        return more_GPM, constant_GM
+
+    def _samples(self, road: Road, wanted: Sequence[Tensor], positions: int) -> Iterator[_Sample]:
+        """Take what the layer reads, should tell and tells, batch by batch."""
+        for number, want_SO in zip(self.batches, wanted, strict=True):
+            with full_precision(want_SO):
+                windows_GSP, got_SO = self._look(road, number, positions)
+                yield windows_GSP, self._of_kept(want_SO), got_SO
+
+    def _forget_constant_(self) -> None:
+        """Take back what W·A has put into the BatchNorm's mean: the fit has told it again."""
+        if self.norm is not None:
+            self.norm.running_mean.copy_(self._of_kept(self.norm_before.running_mean))
+
+    def _of_kept(self, values_xO: Tensor) -> Tensor:
+        """Take those of the outputs that are kept, along the last axis."""
+        return values_xO if self.kept is None else values_xO[..., self.kept.to(values_xO.device)]
 
     def _look(self, road: Road, number: int, positions: int) -> tuple[Tensor, Tensor]:
         """Take what the layer reads in the smaller network so far, and what it tells."""
@@ -244,12 +303,15 @@ class _Stage:
         return told_SO if self.layer.bias is None else told_SO + self.layer.bias.detach()
 
     def _missing(self, want_SO: Tensor, got_SO: Tensor) -> Tensor:
-        """Return by how much the layer's output should change."""
-        if self.kept is not None:
-            want_SO = want_SO[:, self.kept.to(want_SO.device)]
+        """Return by how much the layer's output should change: (G, S, M)."""
         missing_SO = want_SO - got_SO
-        if self.fate.addition is None or self.fate.norm is None:
-            return missing_SO
-        scale_O = norm_scale(self.norm)
-        heard_O = scale_O.abs() > _SILENT * scale_O.abs().max()
-        return torch.where(heard_O, missing_SO / torch.where(heard_O, scale_O, 1), 0)
+        if self.fate.addition is not None and self.norm is not None:
+            scale_O = norm_scale(self.norm)
+            heard_O = scale_O.abs() > _SILENT * scale_O.abs().max()
+            missing_SO = torch.where(heard_O, missing_SO / torch.where(heard_O, scale_O, 1), 0)
+        return torch.unflatten(missing_SO, 1, (self.groups, self.filters)).transpose(0, 1)
+
+
+def _together(samples: Iterable[_Sample]) -> _Sample:
+    windows, wanted, got = zip(*samples, strict=True)
+    return torch.cat(windows, 1), torch.cat(wanted), torch.cat(got)

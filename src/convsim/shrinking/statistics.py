@@ -84,7 +84,6 @@ class RegressionStatistics:
         self._xy_GPO = torch.zeros(groups, predictors, outputs, dtype=exact, device=device)
         self._x_GP = torch.zeros(groups, predictors, dtype=exact, device=device)
         self._y_GO = torch.zeros(groups, outputs, dtype=exact, device=device)
-        self._yy_GO = torch.zeros(groups, outputs, dtype=exact, device=device)
 
     def add(self, x_GSP: Tensor, y_GSO: Tensor) -> None:
         """Add samples."""
@@ -93,23 +92,17 @@ class RegressionStatistics:
         exact = self._x_GP.dtype
         self._x_GP += x_GSP.sum(1, dtype=exact)
         self._y_GO += y_GSO.sum(1, dtype=exact)
-        self._yy_GO += y_GSO.to(exact).square().sum(1)
         self.samples += x_GSP.shape[1]
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of X (G, P) and Y (G, O)."""
         return self._x_GP / self.samples, self._y_GO / self.samples
 
-    def moments(self, *, centered: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return E[X Xᵀ] (G, P, P), E[X Yᵀ] (G, P, O), E[Y²] (G, O), about the means or zero."""
-        xx_GPP, xy_GPO, yy_GO = (
-            total / self.samples for total in (self._xx_GPP, self._xy_GPO, self._yy_GO)
-        )
-        if not centered:
-            return xx_GPP, xy_GPO, yy_GO
-        x_GP, y_GO = self.means()
-        return (
-            xx_GPP - x_GP[:, :, None] * x_GP[:, None],
-            xy_GPO - x_GP[:, :, None] * y_GO[:, None],
-            yy_GO - y_GO.square(),
-        )
+    def squares(self, *, centered: bool) -> Tensor:
+        """Return E[X Xᵀ], about the means or zero: (G, P, P)."""
+        xx_GPP, x_GP = self._xx_GPP / self.samples, self.means()[0]
+        return xx_GPP - x_GP[:, :, None] * x_GP[:, None] if centered else xx_GPP
+
+    def cross(self) -> Tensor:
+        """Return E[X Yᵀ]: (G, P, O)."""
+        return self._xy_GPO / self.samples

@@ -1,4 +1,4 @@
-"""What becomes of a layer's output: normalized by a BatchNorm, added to another tensor."""
+"""What becomes of a layer's output: normalized by a BatchNorm, added to a tensor, rectified."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from convsim.shrinking.weights import is_linear_in_windows, reads_maps
 
@@ -23,6 +25,7 @@ _ADDITIONS = frozenset(
         Tensor.__iadd__,
     }
 )
+_RECTIFIERS = frozenset({F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6})
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Fate:
         addition: Which of the network's additions, counted in the order of computation, has the
             output, normalized if `norm` is given, as a summand of its own shape.
         linear: Whether the output is the layer's weight times its windows.
+        rectified: Whether nothing but a ReLU reads the output, normalized and added as above.
     """
 
     norm: str | None
     addition: int | None
     linear: bool
+    rectified: bool = False
 
 
 class Seen:
@@ -53,12 +58,21 @@ class Seen:
 
 
 class Additions(TorchFunctionMode):
-    """Counts the sums of two tensors in a forward pass, and shows each."""
+    """Counts the sums of two tensors in a forward pass, and shows each.
 
-    def __init__(self, look: Callable[[int, Seen, Seen, Tensor], None]) -> None:
+    Args:
+        look: Called with a sum's number, what is added, and the sum.
+        read: Called with every function and what it is given, before it is computed.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[int, Seen, Seen, Tensor], None],
+        read: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] = lambda *_: None,
+    ) -> None:
         super().__init__()
         self.count = 0
-        self._look = look
+        self._look, self._read = look, read
         self._aside = False
 
     def wait(self) -> None:
@@ -86,6 +100,9 @@ class Additions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         tensors = not kwargs and all(isinstance(argument, Tensor) for argument in args)
+        if not self._aside:
+            with self.aside():
+                self._read(func, args, kwargs or {})
         if self._aside or func not in _ADDITIONS or not tensors:
             return func(*args, **(kwargs or {}))
         # What is added in place is overwritten: its version tells it from what it was before.
@@ -110,6 +127,8 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
     norms: dict[str, str] = {}
     normalized: dict[str, Seen] = {}
     added: dict[str, int] = {}
+    sums: dict[int, Seen] = {}
+    reads: list[tuple[bool, list[Seen]]] = []
     linear: dict[str, bool] = {}
     calls: dict[str, int] = {}
 
@@ -127,12 +146,24 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
                     normalized[layer] = Seen(output)
 
     def after_addition(number: int, first: Seen, second: Seen, result: Tensor) -> None:
+        sums[number] = Seen(result)
         for layer, seen in outputs.items():
             end = normalized.get(layer) if layer in norms else seen
             if end is not None and end.tensor.shape == result.shape and end.one_of(first, second):
                 added.setdefault(layer, number)
 
-    additions = Additions(after_addition)
+    def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(func, "__name__", "") != "__get__":  # of a shape, a dtype
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            reads.append((_rectifies(func, args, kwargs), [*map(Seen, tensors)]))
+
+    def rectified(layer: str) -> bool:
+        end = normalized.get(layer) if layer in norms else outputs[layer]
+        end = sums[added[layer]] if layer in added else end
+        readers = [by_relu for by_relu, seen in reads if end is not None and end.one_of(*seen)]
+        return bool(readers) and all(readers)
+
+    additions = Additions(after_addition, read)
     handles = []
     for name, module in model.named_modules():
         hook = after_layer if reads_maps(module) else None
@@ -147,10 +178,17 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
         for handle in handles:
             handle.remove()
     return {
-        name: Fate(norms.get(name), added.get(name), linear[name])
+        name: Fate(norms.get(name), added.get(name), linear[name], rectified(name))
         for name in outputs
         if calls[name] == 1
     }
+
+
+def _rectifies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a function sets to zero what is negative, as ReLU and ReLU6 do."""
+    if func is F.hardtanh:
+        return bool([*args[1:2], kwargs.get("min_val")][0] == 0)
+    return func in _RECTIFIERS
 
 
 def _is_affine(norm: Any) -> bool:
