@@ -21,8 +21,8 @@ $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink,report,dev,docs]' huggingface_hub
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm & vision=$$!; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision
 	touch $@
 
 demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/

@@ -1,7 +1,7 @@
 """Train unmodified networks of timm for 20 steps without and with the penalty, and by it alone.
 
 Handwritten digits at 64×64, 5 fixed batches of 16 in turn, AdamW at 1e-3. Checks that loss and
-every gradient stay finite and that the penalty, with its own coefficient, falls: its mean over the
+every gradient stay finite and that the penalty, with coefficient 1, falls: its mean over the
 last 5 steps is below that over the first 5, on the same batches. What becomes of it without the
 penalty, and where nothing but the penalty is minimised, is told beside.
 
@@ -102,7 +102,7 @@ def page(records: list[dict[str, Any]]) -> str:
         "layers, without the coefficient.",
         "",
         f"Loss and gradients stay finite for {finite} of {len(rows)}. The penalty falls for "
-        f"**{fell['recommended']}** with its own coefficient, 1, for {fell['plain']} without it, "
+        f"**{fell['recommended']}** with coefficient 1, for {fell['plain']} without it, "
         f"and for {fell['alone']} where nothing else is minimised.",
         "",
         "| network | without: first 5 steps | last 5 | with: first 5 | last 5 | alone: first 5 | "

@@ -98,8 +98,9 @@ def candidates(found: dict[Cell, Runs]) -> str:
     gains: dict[tuple[float, str], list[float]] = {form: [] for form in forms}
     for cell, fixed in FIXED.items():
         line = [cell]
+        control = {"none": found.get(CELLS[cell], {}).get("none", {})}  # has no coefficient to fix
         for c, method in forms:
-            own = found.get(replace(fixed, coefficient=c), {})
+            own = control | found.get(replace(fixed, coefficient=c), {})
             if method not in own and coefficient_of(found.get(CELLS[cell], {}), method) == c:
                 own = found[CELLS[cell]]
             one = gain(own, method)
@@ -148,8 +149,6 @@ def main() -> None:
     results = Path(sys.argv[1])
     records = {c: read_records(results / name / "records.jsonl") for name, c in CELLS.items()}
     found = {c: runs for c, own in records.items() if (runs := by_method(own))}
-    for cell, runs in found.items():  # no penalty has no coefficient to fix
-        runs.setdefault("none", found[CELLS[replace(cell, coefficient=None).name]]["none"])
     head = ("trained on", "width", "epochs", "method", "coefficient", "learning rate", "seeds",
             "accuracy, %", "gain, points")  # fmt: skip
     tuned = [(c, runs) for c, runs in found.items() if c.coefficient is None]

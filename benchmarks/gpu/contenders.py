@@ -23,6 +23,11 @@ def penalties() -> list[str]:
     return list(found)
 
 
+def coefficient(name: str) -> float:
+    """Return what factors multiply: the preset's coefficient, or what it was in runs on record."""
+    return {"recommended": 1.0}.get(name, PRESETS[name].coefficient)
+
+
 def takes_kernels_alone(name: str) -> bool:
     """Tell whether a preset needs no forward pass, so that `backward_` serves it."""
     return not isinstance(PRESETS[name].penalty, ActivationPenalty)

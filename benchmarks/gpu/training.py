@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from accelerator import captured, new_stream, on
+from contenders import coefficient
 from photographs import Photographs
 from recipes import MARGIN, RECIPES, Order, learning_rates, order, penalty_shares
 from torch import Tensor, nn
 
-from convsim import PRESETS, Regularizer
+from convsim import Regularizer
 
 _MEAN, _DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's channels
 _EVALUATED = 1000  # images at a time
@@ -120,7 +121,9 @@ class Lane:
             self._momenta = [torch.zeros_like(p) for p in self.parameters]
             self._regularizer = None
             if run.penalty != "none":
-                self._regularizer = Regularizer(self.model, run.penalty)
+                self._regularizer = Regularizer(
+                    self.model, run.penalty, coefficient=coefficient(run.penalty)
+                )
             rows = (most_steps + _WARMING, self.recipe.batch)
             self._order_TB = [
                 torch.zeros(rows, dtype=dtype, device=device)
@@ -234,7 +237,7 @@ class Lane:
             }
             if self._regularizer is not None:
                 found["penalty"] = self._by_epoch(self._penalty_T, steps, run.epochs)
-                found["coefficient"] = run.factor * PRESETS[run.penalty].coefficient
+                found["coefficient"] = run.factor * coefficient(run.penalty)
             if not run.tuning:
                 tested = len(self._gallery.held_out["test"][1])
                 found["test_accuracy"] = self._right("test").item() / tested

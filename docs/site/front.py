@@ -52,7 +52,7 @@ def results() -> str:
         '([records](benchmarks/results/shrink.md)). **Train, shrink, train:** "without" is trained '
         "at that size ([22](experiments/22_smaller)). **Train, CIFAR-10** (45,000 images): a small "
         "CNN with BatchNorm, crops, mirroring, weight decay, the learning rate annealed over the "
-        f"epochs, 5 seeds, on an {where['device']} ([records](docs/gpu.md))."
+        f"epochs, coefficient 1, 5 seeds, on an {where['device']} ([records](docs/gpu.md))."
     )
     return f"{markdown_table(HEAD, rows)}\n{said}\n"
 

@@ -221,7 +221,7 @@ def test_presets_are_fixed_and_only_those_on_directions_keep_norms():
     assert len({preset.penalty for preset in PRESETS.values()}) == len(PRESETS)  # hashable
     assert MapSimilarity().samples == 256
     pinned = {
-        "recommended": 1, "crossed": 3, "matched": 3, "adjacent": 3,
+        "recommended": 0.3, "crossed": 3, "matched": 3, "adjacent": 3,
         "authors": 0.01, "cosine": 1e3, "soft": 1e-3, "double-soft": 1e-3, "coherence": 1e-3,
         "srip": 1e-3, "ocnn": 1e-4, "orthoreg": 1e-2, "decov": 1e-4, "l2": 3e-4,
     }  # fmt: skip

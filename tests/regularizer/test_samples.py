@@ -254,9 +254,10 @@ class TestAttach:
     def test_a_schedule_advances_with_the_optimizer(self):
         model, criterion = network(), nn.MSELoss()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        regularizer = Regularizer(model, decay_steps=4).attach(criterion, optimizer=optimizer)
+        regularizer = Regularizer(model, coefficient=2.0, decay_steps=4)
+        regularizer.attach(criterion, optimizer=optimizer)
         seen = []
         for _ in range(5):
             seen.append(regularizer.coefficient)
             self.step(model, criterion, optimizer)
-        assert seen == [1.0, 0.75, 0.5, 0.25, 0.0]
+        assert seen == [2.0, 1.5, 1.0, 0.5, 0.0]

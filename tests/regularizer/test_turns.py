@@ -125,6 +125,29 @@ def test_a_resumed_training_goes_on_in_its_step():
         assert torch.equal(one, other)
 
 
+def test_going_back_to_a_state_forgets_a_batch_that_was_not_finite():
+    for every in (1, 2):
+        model = network()
+        regularizer = Regularizer(model, every=every)
+        state = regularizer.state_dict()
+        model(IMAGES * float("nan"))
+        assert not regularizer().isfinite()
+        regularizer.load_state_dict(state)
+        model(IMAGES)
+        assert regularizer().isfinite()
+
+
+def test_a_resting_step_has_values_and_a_backward_pass_of_its_own():
+    model = network()
+    lazy = Regularizer(model, every=2)
+    lazy.load_state_dict({"steps": 0, "coefficient": None, "passed": 1})
+    model(IMAGES)
+    assert lazy.rests
+    assert set(lazy.values().values()) == {0.0}
+    lazy().backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_the_automatic_coefficient_is_that_of_every_step():
     found = []
     for every in (1, 4):

@@ -74,16 +74,38 @@ def test_regression_is_ridge_regression_on_the_samples(constant):
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_few_samples_have_the_same_regression(constant):
+def test_regression_of_few_is_ridge_regression_on_the_samples(constant):
     x = torch.randn(2, 12, 40, dtype=torch.float64) + 1
-    x[:, :, 3], x[:, :, 7] = 0, 5
+    x[:, :, 3] = 0
     y = torch.randn(2, 12, 3, dtype=torch.float64) + 2
-    statistics = RegressionStatistics(2, 40, 3, CPU)
-    statistics.add(x, y)
-    many = ridge_regression(statistics, constant=constant, ridge=0.01)
-    few = ridge_regression_of_few(x, y, constant=constant, ridge=0.01)
-    for own, other in zip(few, many, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-9)
+    w, c = ridge_regression_of_few(x, y, constant=constant, ridge=0.1)
+    for group in range(2):
+        means = (x[group].mean(0), y[group].mean(0)) if constant else (0.0, 0.0)
+        a, b = x[group] - means[0], y[group] - means[1]
+        ridge = 0.1 * a.square().sum(0).mean() * torch.eye(40, dtype=torch.float64)
+        want = torch.linalg.solve(a.T @ a + ridge, a.T @ b)
+        torch.testing.assert_close(w[group], want, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            c[group], means[1] - means[0] @ want if constant else torch.zeros(3).double()
+        )
+
+
+def test_few_samples_of_a_constant_tell_nothing():
+    x = torch.full((1, 5, 9), 3.0)
+    w, c = ridge_regression_of_few(x, torch.ones(1, 5, 2) * 7, constant=True, ridge=1e-3)
+    assert not w.any()
+    assert c.tolist() == [[7, 7]]
+
+
+def test_what_few_samples_tell_holds_for_others():
+    """A predictor that hardly varies gets no large weight."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 400, 200, dtype=torch.float64)
+    x[:, :, 100:] *= 1e-2
+    y = x[:, :, :100] @ torch.randn(1, 100, 3, dtype=torch.float64) / 10
+    w, c = ridge_regression_of_few(x[:, :120], y[:, :120], constant=True, ridge=1e-3)
+    error = (x[:, 120:] @ w + c[:, None] - y[:, 120:]).square().mean() / y[:, 120:].var()
+    assert error < 0.1
 
 
 def test_a_predictor_that_is_constant_or_zero_gets_no_weight():

@@ -1,5 +1,7 @@
 """Layers before a ReLU, which hears nothing of what is negative."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,35 @@ class Block(nn.Module):
         else:
             inner = inner + images
         return self.end(inner) + (inner if self.before else 0)
+
+
+class Shared(nn.Module):
+    """An output that others than a ReLU read too, in several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.norm, self.way = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), way
+
+    def forward(self, images: Tensor) -> Any:
+        raw = self.first(images)
+        if self.way == "raw":
+            return torch.relu(self.norm(raw)) + raw
+        if self.way == "asked for its size":
+            out = self.norm(raw)
+            return torch.relu(out).reshape(out.size(0), out.dim() - 1, -1)
+        out = self.norm(raw)
+        if self.way == "added":
+            return torch.relu(out + images) + torch.tanh(out)
+        if self.way == "turned":
+            return torch.relu(out) + out.mT
+        return torch.relu(out), out
+
+
+@pytest.mark.parametrize("way", ["raw", "asked for its size", "added", "turned", "returned"])
+def test_others_that_read_are_seen(way):
+    (fate,) = fates(Shared(way).eval(), IMAGES[:2]).values()
+    assert fate.rectified == (way == "asked for its size")
+    assert fate.norm == (None if way == "raw" else "norm")
 
 
 @pytest.mark.parametrize(

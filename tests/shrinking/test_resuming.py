@@ -3,8 +3,9 @@
 import pytest
 import torch
 from networks import NETWORKS, network
-from torch import nn
+from torch import Tensor, nn
 
+import convsim
 from convsim.shrinking.resuming import cuts, resumed
 from convsim.shrinking.topology import Additions
 from convsim.shrinking.weights import reads_maps
@@ -71,3 +72,35 @@ def test_a_module_that_is_used_twice_is_no_cut():
     model = nn.Sequential(conv, nn.ReLU(), conv, nn.Conv2d(3, 2, 1)).eval()
     found = cuts(model, torch.randn(2, 3, 8, 8), ["3"])
     assert "0" not in [cut.module for cut in found]
+
+
+class Bottleneck(nn.Module):
+    """A block of ResNet-50, which adds and rectifies in place, by one ReLU."""
+
+    def __init__(self, into: int, inside: int, out: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(into, inside, 1), nn.BatchNorm2d(inside)
+        self.conv2 = nn.Conv2d(inside, inside, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(inside)
+        self.conv3, self.norm3 = nn.Conv2d(inside, out, 1), nn.BatchNorm2d(out)
+        self.relu, self.beside = nn.ReLU(inplace=True), nn.Conv2d(into, out, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(maps)))
+        out = self.relu(self.norm2(self.conv2(out)))
+        out = self.norm3(self.conv3(out))
+        out += self.beside(maps)
+        return self.relu(out)
+
+
+def test_what_works_in_place_leaves_the_images_as_they_are():
+    torch.manual_seed(0)
+    blocks = [Bottleneck(16, 8, 32), Bottleneck(32, 8, 32), Bottleneck(32, 16, 64)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, *head).eval().requires_grad_(False)
+    images = torch.randn(80, 3, 9, 9)
+    before = images.clone()
+    for batches in ([images], [*images.split(20)]):
+        shrunk = convsim.shrink(model, batches, channels=0.6)
+        assert torch.equal(images, before)
+        assert shrunk.report.output_error < 0.5

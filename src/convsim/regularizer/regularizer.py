@@ -119,6 +119,16 @@ class Regularizer:
         return [layer for layer in self._able if layer.trains]
 
     @property
+    def every(self) -> int:
+        """In one step of how many the penalty is computed."""
+        return self._turns.every
+
+    @property
+    def rests(self) -> bool:
+        """Whether the penalty rests in this step, as it may with `every`."""
+        return self._turns.rests
+
+    @property
     def coefficient(self) -> float:
         """The coefficient at this step; with "auto", 0 until it is found."""
         self._settle()
@@ -140,13 +150,13 @@ class Regularizer:
                 "regularizer.backward_()."
             )
         self._settle(together=True)
-        if self._turns.rests:
-            self._turns.ask()
-            return self._nothing()
+        if self._samples is not None and self.rests:
+            self._samples.rest()
+            return self._nothing().requires_grad_(torch.is_grad_enabled())
         acting = self.acting
         factor = self._layer_factor(acting)
         # While it is pending, 0 with a gradient to be weighed.
-        coefficient = 1.0 if self._coefficient.pending else self.coefficient * self._turns.every
+        coefficient = 1.0 if self._coefficient.pending else self.coefficient * self.every
         if self._samples is not None:
             value = self._of_maps(self._runs(acting), factor * coefficient)
         else:
@@ -299,7 +309,7 @@ class Regularizer:
 
     def of_new_maps(self) -> Tensor | None:
         """Compute the penalty; None if it needs maps and the layers have put out no new ones."""
-        if self._samples is None or self._samples.fresh or self._turns.rests:
+        if self._samples is None or self._samples.fresh or self.rests:
             return self._weighted()
         if not self._samples.ran and not self._warned:
             self._warned = True
@@ -335,7 +345,8 @@ class Regularizer:
     def values(self) -> dict[str, float]:
         """Compute each selected layer's penalty, without the coefficient, for logging.
 
-        A layer that the penalty cannot act on, or that the last forward pass skipped, has 0.
+        A layer that the penalty cannot act on, or that the last forward pass skipped, has 0. In
+        steps in which the penalty rests they are those of the step before.
         """
         able = self._able if self._samples is not None else list(self.layers)
         found = {name: value.item() for name, value in self._values(able).items()}
@@ -349,7 +360,7 @@ class Regularizer:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
         self._settle()
-        passed = {"passed": self._turns.passed} if self._turns.every > 1 else {}
+        passed = {"passed": self._turns.passed} if self.every > 1 else {}
         return {"steps": self.steps, "coefficient": self._coefficient.found} | passed
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -363,8 +374,8 @@ class Regularizer:
             raise ConvsimError(
                 f"Not a regularizer state: {state!r}. Give what state_dict() returned."
             )
-        self.steps = steps
         self._turns.go_on(state.get("passed", 0))
+        self.steps = steps
         self._coefficient.resume(found)
         self._balance.pending = self._coefficient.pending
 
@@ -418,6 +429,6 @@ class Regularizer:
 
     def _described(self) -> Description:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
-        every = f", every={self._turns.every}" if self._turns.every > 1 else ""
+        every = f", every={self.every}" if self.every > 1 else ""
         head = f"Regularizer({self.penalty}, coefficient={coefficient}{every})"
         return Description(head, [(x, self._shapes[x.name], x in self._able) for x in self.layers])

@@ -84,8 +84,6 @@ class Samples:
         def look(name: str, module: nn.Module, output: Tensor) -> None:
             begins = turns.begin()
             if turns.rests:
-                if begins:
-                    _end(runs)
                 return
             maps_NMx = _require_maps(name, module, output)
             if begins or any(run.over for own in runs.values() for run in own):
@@ -111,7 +109,7 @@ class Samples:
         Raises:
             ConvsimError: If there has been no forward pass yet.
         """
-        if not self._runs:
+        if not self._runs and not self._turns.rests:
             raise ConvsimError(
                 "No layer has put out feature maps yet: call the regularizer after a forward pass "
                 "that records gradients (not under torch.no_grad()), and checkpoint activations "
@@ -129,6 +127,13 @@ class Samples:
             for name, own in self._runs.items()
         }
 
+    def rest(self) -> None:
+        """End a step that is not looked at, and let the graphs go of the one before."""
+        self._turns.ask()
+        for own in self._runs.values():
+            for run in own:
+                run.end()
+
     @property
     def ran(self) -> bool:
         """Whether any layer has been seen in a forward pass."""
@@ -142,13 +147,6 @@ class Samples:
     def forget(self) -> None:
         """Drop what is kept."""
         self._runs.clear()
-
-
-def _end(runs: dict[str, list[_Run]]) -> None:
-    """Let the graphs go of what will not be asked for in this step."""
-    for own in runs.values():
-        for run in own:
-            run.end()
 
 
 def modules_of(model: nn.Module, layers: Iterable[ConvLayer]) -> list[tuple[str, nn.Module]]:

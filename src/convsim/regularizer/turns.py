@@ -13,8 +13,8 @@ from convsim.penalties import ActivationPenalty, Penalty
 class Turns:
     """Count steps: of every so many the first is looked at, and the penalty rests in the others.
 
-    A step ends when the penalty has been asked for and the next forward pass begins. What changes
-    between two steps are flags alone, so that torch.compile compiles a model twice at the most.
+    A step ends when the penalty has been asked for and the next forward pass begins. What a forward
+    pass reads of it are flags alone, so that torch.compile compiles a model a few times only.
 
     Attributes:
         every: Of how many steps one is looked at.
@@ -31,7 +31,7 @@ class Turns:
                 "are there at any time: give the coefficient times so much, and call the "
                 "regularizer in each so-manieth step alone."
             )
-        self.every = every
+        self.every, self._asked = every, False
         self.go_on(0)
 
     def go_on(self, passed: Any) -> None:
@@ -42,7 +42,6 @@ class Turns:
             )
         self.passed = passed
         self.rests = self._rests_next = passed % self.every != 0
-        self._asked = False
 
     def ask(self) -> None:
         """End the step, if it is the first time that it is asked for.

@@ -113,7 +113,8 @@ def ridge_regression_of_few(
 ) -> tuple[Tensor, Tensor]:
     """Do as `RidgeRegression` where there are fewer samples S than predictors.
 
-    Xᵀ(X Xᵀ + ρ)⁻¹ Y is the same as (Xᵀ X + ρ)⁻¹ Xᵀ Y.
+    Xᵀ(X Xᵀ + ρ)⁻¹ Y is the same as (Xᵀ X + ρ)⁻¹ Xᵀ Y. The ridge is relative to the mean over
+    predictors of their mean square: so few samples tell exactly by whatever varies a little.
 
     Args:
         x_GSP: X.
@@ -121,18 +122,20 @@ def ridge_regression_of_few(
         constant: As there, and so what is returned.
         ridge: As there.
 
-    Cost: S³ + S²·P multiplications a group.
+    Cost: S³ + S²·P multiplications a group. Memory: 2·S·P numbers, float64.
     """
     exact = exact_dtype(x_GSP.device)
-    x_GSP, y_GSO, samples = x_GSP.to(exact), y_GSO.to(exact), x_GSP.shape[1]
-    whole_GP, x_GP, y_GO = x_GSP.square().mean(1), x_GSP.mean(1), y_GSO.mean(1)
+    x_GSP, y_GSO, samples = x_GSP.to(exact, copy=True), y_GSO.to(exact), x_GSP.shape[1]
+    x_GP, y_GO = x_GSP.mean(1), y_GSO.mean(1)
     if constant:
-        x_GSP, y_GSO = x_GSP - x_GP[:, None], y_GSO - y_GO[:, None]
-    scale_GP = _scale(x_GSP.square().mean(1), whole_GP)
-    unit_GSP = x_GSP / scale_GP[:, None]
-    gram_GSS = unit_GSP @ unit_GSP.mT / samples
-    gram_GSS.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
-    w_GPO = unit_GSP.mT @ torch.linalg.solve(gram_GSS, y_GSO / samples) / scale_GP[:, :, None]
+        x_GSP, y_GSO = x_GSP.sub_(x_GP[:, None]), y_GSO - y_GO[:, None]
+    own_GP = torch.linalg.vector_norm(x_GSP, dim=1).square() / samples
+    whole_GP = own_GP + x_GP.square() if constant else own_GP
+    x_GSP.mul_((own_GP > _CONSTANT * whole_GP)[:, None])
+    gram_GSS = x_GSP @ x_GSP.mT / samples
+    least_G = own_GP.mean(1) * (ridge + _ROUNDING)
+    gram_GSS.diagonal(dim1=1, dim2=2).add_(torch.where(least_G > 0, least_G, 1)[:, None])
+    w_GPO = x_GSP.mT @ torch.linalg.solve(gram_GSS, y_GSO / samples)
     if not constant:
         return w_GPO, torch.zeros_like(y_GO)
     return w_GPO, y_GO - (x_GP[:, None] @ w_GPO)[:, 0]

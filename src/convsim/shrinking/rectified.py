@@ -42,7 +42,7 @@ class Rectifier:
         In units of what the ReLU reads, (T − ŷ)² plus a number is nowhere below
         (relu(y) − relu(ŷ))², and equal to it at the ŷ told now. So a fit to T lowers that sum.
         """
-        scale_O, shift_O = self.scale.to(want_SO), self.shift.to(want_SO)
+        scale_O, shift_O = self.scale.to(told_SO), self.shift.to(told_SO)
         silent_SO = scale_O * told_SO + shift_O < 0
         heard_SO = (scale_O * want_SO + shift_O > 0) | (scale_O == 0)
         begins_O = torch.where(scale_O == 0, 0, -shift_O / scale_O)

@@ -76,7 +76,7 @@ class Road:
             if end is not None and (start is None or _is_before(start[0], end)):
                 module = self._model.get_submodule(end.module)
                 stack.callback(module.register_forward_hook(self._keep(number, end)).remove)
-            inputs = self.batches[number].to(self._device)
+            inputs = self._images(number)
             return _targets(self._model, layers, inputs, positions, look, start)
 
     def finish(self, number: int) -> list[Tensor]:
@@ -85,7 +85,7 @@ class Road:
         with torch.no_grad(), additions, ExitStack() as stack:
             if (start := self._start(number)) is not None:
                 stack.enter_context(resumed(self._model, *start, additions))
-            return outputs(self._model, self.batches[number].to(self._device))
+            return outputs(self._model, self._images(number))
 
     def before(self, number: int, layer: str) -> Start | None:
         """Run a batch up to the last cut before a layer, and tell where it has come."""
@@ -96,6 +96,10 @@ class Road:
         if end is not None and (start is None or start[0] is not end):
             self.run(number, [(layer, Fate(None, None, linear=True))], 1, _stop)
         return self._reached.get(number)
+
+    def _images(self, number: int) -> Tensor:
+        """Copy a batch: in a resumed pass, what works in place works on what it is given."""
+        return self.batches[number].to(self._device, copy=True)
 
     def _start(self, number: int) -> Start | None:
         """Tell where a batch resumes; None if from its images."""

@@ -31,8 +31,8 @@ _SAMPLES = 32
 """How many samples are enough for each predictor of a layer: more changed no accuracy."""
 _FEW_SAMPLES = 4
 """How many tell roughly what a fit repairs."""
-_MOST = 8192
-"""Predictors or samples, whichever are fewer, of a layer that is fitted: their square is kept."""
+_MOST_PREDICTORS, _MOST_SAMPLES = 8192, 2048
+"""Of more predictors not their products are kept but the samples, and no more than so many."""
 _RIDGE = 1e-3
 """Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
 it is."""
@@ -56,8 +56,7 @@ class Fitting:
     """Fits layers of smaller networks, one after the other, to what the original computes.
 
     Attributes:
-        layers: The names of all layers that can be fitted: those linear in what they read, of
-            8,192 numbers at a position or as many samples at most.
+        layers: The names of all layers that can be fitted: those linear in what they read.
         cuts: Where the original's forward passes can be resumed.
 
     Args:
@@ -82,15 +81,7 @@ class Fitting:
     ) -> None:
         self._original, self._found, self._batches = original, found, batches
         self._positions, self._samples, self._rounds = positions, samples, rounds
-        self.layers = [
-            name
-            for name, fate in found.fates.items()
-            if fate.linear
-            and (
-                filters_of(original.get_submodule(name))[0, 0].numel() <= _MOST
-                or self._samples_of(name, range(len(batches))) <= _MOST
-            )
-        ]
+        self.layers = [name for name, fate in found.fates.items() if fate.linear]
         if cuts is None:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
         self.cuts = cuts
@@ -152,6 +143,8 @@ class Fitting:
         if stage.name not in self._chosen:
             start, count = self.layers.index(stage.name), len(self._batches)
             enough, chosen = self._samples * stage.predictors, list[int]()
+            if stage.predictors > _MOST_PREDICTORS:
+                enough = _MOST_SAMPLES
             while len(chosen) < count and self._samples_of(stage.name, chosen) < enough:
                 chosen.append((start + len(chosen)) % count)
             self._chosen[stage.name] = sorted(chosen)
@@ -255,16 +248,19 @@ class _Stage:
         windows_GSP, want_SO, got_SO = _together(kept)
         alone = self.fate.addition is None
         rectifier = Rectifier.behind(self.norm_before if alone else None, self._of_kept)
-        for _ in range(self.rounds):
-            more_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
-            more_SO = more_GSM.transpose(0, 1).flatten(1)
-            if not alone and self.norm is not None:
-                more_SO = more_SO * norm_scale(self.norm)
-            target_SO = rectifier.targets(want_SO, got_SO + more_SO)
-            missing_GSM = self._missing(target_SO, got_SO).to(windows_GSP)
-            cross_GPM = windows_GSP.mT @ missing_GSM / missing_GSM.shape[1]
-            mean_GM = missing_GSM.mean(1, dtype=constant_GM.dtype)
-            more_GPM, constant_GM = regression.tell(cross_GPM.to(more_GPM), mean_GM)
+        with full_precision(windows_GSP):
+            for _ in range(self.rounds):
+                more_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(
+                    windows_GSP
+                )
+                more_SO = more_GSM.transpose(0, 1).flatten(1)
+                if not alone and self.norm is not None:
+                    more_SO = more_SO * norm_scale(self.norm)
+                target_SO = rectifier.targets(want_SO, got_SO + more_SO)
+                missing_GSM = self._missing(target_SO, got_SO).to(windows_GSP)
+                cross_GPM = windows_GSP.mT @ missing_GSM / missing_GSM.shape[1]
+                mean_GM = missing_GSM.mean(1, dtype=constant_GM.dtype)
+                more_GPM, constant_GM = regression.tell(cross_GPM.to(more_GPM), mean_GM)
         return more_GPM, constant_GM
 
     def _samples(self, road: Road, wanted: Sequence[Tensor], positions: int) -> Iterator[_Sample]:

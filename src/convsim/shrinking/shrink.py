@@ -106,8 +106,9 @@ def shrink(
 
     In sequence, a BatchNorm keeps the original's statistics, except for the constants that go into
     its mean: every layer is fitted to what the original puts out, so those are the statistics aimed
-    at. What is fitted has the same mean and varies less, by what cannot be told. Re-estimated
-    statistics would stretch it to the full variance, away from what later layers were fitted to.
+    at. What is fitted varies less, by what cannot be told, and before a ReLU is fitted to what that
+    hears. Re-estimated statistics would stretch it to the full variance, away from what later
+    layers were fitted to.
 
     Give one target, a share to keep of the whole network; with `channels`, of those that can go.
 
@@ -146,9 +147,9 @@ def shrink(
     one pass of either network, taken up again layer by layer at the modules past which nothing
     earlier is read (from the images where there is no such module or its maps of all images take
     more than 512 MiB); for every layer P² multiplications a position and P³/3 for the solution,
-    P = channels · taps, or, if there are fewer positions S, S²·P and S³. Layers of P and S > 8,192
-    stay as they are after W·A. Memory: the images, twice while they are dealt out, up to three
-    times those maps, M² numbers, and P² or S·P.
+    P = channels · taps, or, if there are fewer positions S, S²·P and S³. Of P > 8,192 it is some
+    2,048 positions. Memory: the images, twice while they are dealt out and one batch more, up to
+    three times those maps, M² numbers, and P² or 6 S·P.
 
     Example:
         >>> import torch

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from convsim.errors import NonFiniteError
+from convsim.precision import exact_dtype
 
 _ROUNDING = 1e-12
 """A constant map's variance, relative to its mean square, as float32 maps are rounded."""
-
-
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """Name the dtype that sums are kept in: float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class MapStatistics:

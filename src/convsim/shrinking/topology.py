@@ -62,13 +62,14 @@ class Additions(TorchFunctionMode):
 
     Args:
         look: Called with a sum's number, what is added, and the sum.
-        read: Called with every function and what it is given, before it is computed.
+        read: Called with every function that puts out tensors: whether it is a ReLU, and the
+            tensors that it is given, as they were before.
     """
 
     def __init__(
         self,
         look: Callable[[int, Seen, Seen, Tensor], None],
-        read: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] = lambda *_: None,
+        read: Callable[[bool, list[Seen]], None] | None = None,
     ) -> None:
         super().__init__()
         self.count = 0
@@ -99,12 +100,20 @@ class Additions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self._read is not None and not self._aside:
+            seen = [*map(Seen, _tensors_in((args, kwargs)))]
+            result = self._summed(func, args, kwargs or {})
+            if _tensors_in(result):
+                self._read(_rectifies(func, args, kwargs or {}), seen)
+            return result
+        return self._summed(func, args, kwargs or {})
+
+    def _summed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         tensors = not kwargs and all(isinstance(argument, Tensor) for argument in args)
-        if not self._aside:
-            with self.aside():
-                self._read(func, args, kwargs or {})
         if self._aside or func not in _ADDITIONS or not tensors:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         # What is added in place is overwritten: its version tells it from what it was before.
         first, second = map(Seen, args)
         result = func(*args)
@@ -152,18 +161,19 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
             if end is not None and end.tensor.shape == result.shape and end.one_of(first, second):
                 added.setdefault(layer, number)
 
-    def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if getattr(func, "__name__", "") != "__get__":  # of a shape, a dtype
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            reads.append((_rectifies(func, args, kwargs), [*map(Seen, tensors)]))
+    def readers(read: Seen | None) -> list[bool]:
+        return [by_relu for by_relu, seen in reads if read is not None and read.one_of(*seen)]
+
+    def norm(layer: str) -> str | None:
+        return norms.get(layer) if len(readers(outputs[layer])) == 1 else None
 
     def rectified(layer: str) -> bool:
-        end = normalized.get(layer) if layer in norms else outputs[layer]
-        end = sums[added[layer]] if layer in added else end
-        readers = [by_relu for by_relu, seen in reads if end is not None and end.one_of(*seen)]
-        return bool(readers) and all(readers)
+        path = [outputs[layer], *([normalized.get(layer)] if layer in norms else [])]
+        path += [sums[added[layer]]] if layer in added else []
+        *before, last = map(readers, path)
+        return all(len(one) == 1 for one in before) and bool(last) and all(last)
 
-    additions = Additions(after_addition, read)
+    additions = Additions(after_addition, lambda by_relu, seen: reads.append((by_relu, seen)))
     handles = []
     for name, module in model.named_modules():
         hook = after_layer if reads_maps(module) else None
@@ -173,15 +183,19 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
             handles.append(module.register_forward_hook(_bound(hook, name)))
     try:
         with torch.no_grad(), additions:
-            model(inputs)
+            reads.append((False, [*map(Seen, _tensors_in(model(inputs)))]))
     finally:
         for handle in handles:
             handle.remove()
     return {
-        name: Fate(norms.get(name), added.get(name), linear[name], rectified(name))
+        name: Fate(norm(name), added.get(name), linear[name], rectified(name))
         for name in outputs
         if calls[name] == 1
     }
+
+
+def _tensors_in(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _rectifies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
