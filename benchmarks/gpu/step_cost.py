@@ -48,8 +48,6 @@ SETTINGS = (
 REHEARSED = (
     Setting("tiny", 8, 16, "eager", most=2), Setting("tiny", 8, 16, "graph", most=1),
 )  # fmt: skip
-EVERY = 4
-LAZY = f"recommended, every={EVERY}"
 _SLOW = {"srip"}  # eigenvalues, which wait for the device
 
 
@@ -69,8 +67,7 @@ def one_setting(journal: Journal, setting: Setting, rehearse: bool) -> None:
         return
     names = [name for name in penalties() if name not in _SLOW][: setting.most]
     variants: dict[str, Callable[[], Any]] = {}
-    lazy = [LAZY] if setting.mode == "eager" and "recommended" in names else []
-    for name in (PLAIN, *names, *by_hand(names, setting), *lazy):
+    for name in (PLAIN, *names, *by_hand(names, setting)):
         journal.attempt(
             f"{setting.name}: {name}, first steps",
             lambda name=name: warm(name, setting, device, variants),
@@ -113,15 +110,11 @@ def warm(
 
 
 def build(name: str, setting: Setting, device: torch.device) -> Callable[[], Any]:
-    """Build an SGD step on images that stay the same; bf16 autocast, channels last.
-
-    Of a penalty that rests in between it is as many steps as make one round.
-    """
+    """Build an SGD step on images that stay the same; bf16 autocast, channels last."""
     torch.manual_seed(0)
     model = NETWORKS[setting.network](10).to(device, memory_format=torch.channels_last)
-    penalty, _, way = name.partition(", ")
-    apart, every = way == "backward_()", EVERY if name == LAZY else 1
-    regularizer = None if name == PLAIN else Regularizer(model, penalty, every=every)
+    penalty, _, apart = name.partition(", ")
+    regularizer = None if name == PLAIN else Regularizer(model, penalty)
     forward = compiled(model) if setting.mode == "compiled" else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     shape = (setting.batch, 3, setting.size, setting.size)
@@ -139,11 +132,7 @@ def build(name: str, setting: Setting, device: torch.device) -> Callable[[], Any
             regularizer.backward_()
         optimizer.step()
 
-    def steps() -> None:
-        for _ in range(every):
-            step()
-
-    return step if every == 1 else steps
+    return step
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -173,8 +162,6 @@ def times(
         rounds=2 if rehearse else 25,
         until=time.monotonic() + min(12.0, left - 3),
     )
-    if LAZY in samples:
-        samples[LAZY] = [together / EVERY for together in samples[LAZY]]
     return {"base": PLAIN, "variants": beside(samples, PLAIN)}
 
 

@@ -169,25 +169,10 @@ def test_callbacks_of_one_trainer_log_under_their_own_names(tmp_path, monkeypatc
     assert last[names[0]] == pytest.approx(of_batches[-1], rel=1e-5)
 
 
-def test_a_trainer_logs_a_penalty_at_rest_as_it_was_last_computed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loops, "optimizer_of", lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
-    _, in_trainer = callback_kinds()
-    trainer = loops.hugging_face_trainer(
-        Network(), Setting(), callbacks=[in_trainer(every=loops.STEPS + 1)]
-    )
-    trainer.train()
-    network = Network()
-    regularizer = Regularizer(network)
-    network(*next(iter(loops.loader(Setting()))))
-    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
-    assert last["convsim/recommended"] == pytest.approx(regularizer().item(), rel=1e-5)
-
-
 def test_callbacks_take_the_same_arguments_and_refuse_bad_ones_at_once():
     for kind in callback_kinds():
         parameters = inspect.signature(kind).parameters
-        assert [*parameters] == ["penalty", "coefficient", "decay_steps", "every", "layers"]
+        assert [*parameters] == ["penalty", "coefficient", "decay_steps", "layers"]
         assert all(own.annotation is not own.empty for own in parameters.values())
         with pytest.raises(ConvsimError, match="Did you mean 'crossed'"):
             kind("crosed")

@@ -12,7 +12,6 @@ from convsim.kernels import LayerFilter
 from convsim.penalties import ActivationPenalty, Penalty, preset
 from convsim.regularizer import Regularizer
 from convsim.regularizer.coefficient import Coefficient, CoefficientLike
-from convsim.regularizer.turns import Turns
 
 
 class DeferredRegularizer:
@@ -22,7 +21,6 @@ class DeferredRegularizer:
         penalty: As in `convsim.Regularizer`, and so the other arguments.
         coefficient: A number, a function of the optimizer's steps, or "auto".
         decay_steps: Over how many optimizer steps the coefficient falls to 0.
-        every: In one training step of how many a penalty on feature maps is computed.
         layers: Which convolutions.
 
     Attributes:
@@ -38,20 +36,16 @@ class DeferredRegularizer:
         *,
         coefficient: CoefficientLike | None = None,
         decay_steps: int | None = None,
-        every: int = 1,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         _ = Coefficient(coefficient or 0.0, decay_steps)  # refuses a bad one
-        chosen = preset(penalty).penalty  # refuses a bad name
-        _ = Turns(every, chosen)
-        self.on_maps = isinstance(chosen, ActivationPenalty)
+        self.on_maps = isinstance(preset(penalty).penalty, ActivationPenalty)  # refuses a bad name
         layers = _to_be_read_twice(layers)
         self._make = partial(
             Regularizer,
             penalty=penalty,
             coefficient=coefficient,
             decay_steps=decay_steps,
-            every=every,
             layers=layers,
         )
         name = penalty if isinstance(penalty, str) else type(penalty).__name__

@@ -49,8 +49,7 @@ class RegularizerTrainerCallback(DeferredRegularizer, TrainerCallback):
             return None
         counted = kwargs.get("num_items_in_batch") is not None
         value = self.regularizer()
-        if not self.regularizer.rests:
-            self._value = value.detach() / self.regularizer.every
+        self._value = value.detach()
         return value * (apart if counted else 1.0)
 
     def on_step_begin(
@@ -103,8 +102,7 @@ class RegularizerTrainerMixin:
     Each forward pass adds its share, so that an optimizer step sees coefficient · the mean of the
     penalty over the accumulated batches. The schedule counts optimizer steps. The logged loss
     contains the penalty; that of an evaluation does not. With more than one process every rank adds
-    the penalty of its own batch, and DDP averages them. The Trainer's checkpoints do not hold what
-    "auto" has found and where `every` stands: keep ``regularizer.state_dict()`` for that::
+    the penalty of its own batch, and DDP averages them::
 
         class MyTrainer(RegularizerTrainerMixin, Trainer):
             pass

@@ -23,7 +23,6 @@ class Method:
         coefficients: The regularizer's coefficients to tune over; a single one is not tuned.
         initialization_steps: Number of initialization steps.
         falls: Over what share of all steps the coefficient falls to 0, in a line; None to keep it.
-        every: In one step of how many the regularizer is computed, as in `convsim.Regularizer`.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Method:
     coefficients: tuple[Coefficient, ...] = ()
     initialization_steps: int = 100
     falls: float | None = None
-    every: int = 1
 
     @property
     def coefficient(self) -> Coefficient | None:

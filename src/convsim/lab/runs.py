@@ -121,16 +121,14 @@ class Run:
             "test": len(self.data.test_labels),
         }
         recipe = asdict(self.recipe)
-        method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
         # As before these options existed, so that old records keep their keys.
-        for kind, own, later in (
-            (Recipe, recipe, ("augment", "precision")),
-            (Method, method, ("falls", "every")),
-        ):
-            for name in later:
-                if own[name] == getattr(kind, name):
-                    del own[name]
+        for name in ("augment", "precision"):
+            if recipe[name] == getattr(Recipe, name):
+                del recipe[name]
         start = self.start.configuration()
+        method = asdict(self.method) | {"coefficients": list(self.method.coefficients)}
+        if method["falls"] is None:
+            del method["falls"]
         return {
             "method": method,
             "seed": self.seed,

@@ -215,12 +215,7 @@ def _regularizers(run: Run, model: nn.Module, steps: int) -> list[RegularizerCal
     warn_of_plain_relu(model)
     falls = None if method.falls is None else max(1, round(method.falls * steps))
     return [
-        RegularizerCallback(
-            method.regularizer,
-            coefficient=method.coefficient,
-            decay_steps=falls,
-            every=method.every,
-        )
+        RegularizerCallback(method.regularizer, coefficient=method.coefficient, decay_steps=falls)
     ]
 
 

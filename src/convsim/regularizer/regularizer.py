@@ -22,7 +22,6 @@ from convsim.regularizer.loss_hooks import add_to_losses
 from convsim.regularizer.optimizer_hooks import after_every_step, before_every_step
 from convsim.regularizer.samples import Samples, modules_of
 from convsim.regularizer.sampling import Balance
-from convsim.regularizer.turns import Turns
 
 
 class Regularizer:
@@ -53,10 +52,6 @@ class Regularizer:
             penalty of unknown scale (experiments/09_automatic).
         decay_steps: Let the coefficient fall in a line from its value to 0 over so many calls of
             `step`; None to keep it.
-        every: Compute a penalty on feature maps in one training step of so many, with so many times
-            the coefficient, and return 0 in the others: the same on average, at a fraction of the
-            cost (lazy regularization, Karras et al. 2020, arXiv 1912.04958). A step is the forward
-            passes between two calls. experiments/25_every compares 4 with 1.
         layers: Which convolutions, as in `convsim.conv_layers`: a name pattern, a type, a
             predicate, or several. Layers count while they are not frozen.
 
@@ -82,7 +77,6 @@ class Regularizer:
         *,
         coefficient: CoefficientLike | None = None,
         decay_steps: int | None = None,
-        every: int = 1,
         layers: LayerFilter | Iterable[LayerFilter] | None = None,
     ) -> None:
         chosen = preset(penalty)
@@ -100,7 +94,6 @@ class Regularizer:
         self._shapes = {name: tuple(bank.filters.shape) for name, bank in banks.items()}
         self._sharded = {layer.name for layer in self.layers if settle_gradients_(layer.module)}
         self._balance = Balance(self._coefficient.pending)
-        self._turns = Turns(every, self.penalty)
         self._samples = self._watch(modules_of(model, self._able))
         self._attachment = Attachment()
         self._warned = False
@@ -111,22 +104,12 @@ class Regularizer:
     def _watch(self, modules: Iterable[tuple[str, nn.Module]]) -> Samples | None:
         if not isinstance(self.penalty, ActivationPenalty):
             return None
-        return Samples(modules, self.penalty, self._balance, self._turns)
+        return Samples(modules, self.penalty, self._balance)
 
     @property
     def acting(self) -> list[ConvLayer]:
         """The layers that the penalty acts on and that are not frozen now."""
         return [layer for layer in self._able if layer.trains]
-
-    @property
-    def every(self) -> int:
-        """In one step of how many the penalty is computed."""
-        return self._turns.every
-
-    @property
-    def rests(self) -> bool:
-        """Whether the penalty rests in this step, as it may with `every`."""
-        return self._turns.rests
 
     @property
     def coefficient(self) -> float:
@@ -150,13 +133,10 @@ class Regularizer:
                 "regularizer.backward_()."
             )
         self._settle(together=True)
-        if self._samples is not None and self.rests:
-            self._samples.rest()
-            return self._nothing().requires_grad_(torch.is_grad_enabled())
         acting = self.acting
         factor = self._layer_factor(acting)
         # While it is pending, 0 with a gradient to be weighed.
-        coefficient = 1.0 if self._coefficient.pending else self.coefficient * self.every
+        coefficient = 1.0 if self._coefficient.pending else self.coefficient
         if self._samples is not None:
             value = self._of_maps(self._runs(acting), factor * coefficient)
         else:
@@ -309,7 +289,7 @@ class Regularizer:
 
     def of_new_maps(self) -> Tensor | None:
         """Compute the penalty; None if it needs maps and the layers have put out no new ones."""
-        if self._samples is None or self._samples.fresh or self.rests:
+        if self._samples is None or self._samples.fresh:
             return self._weighted()
         if not self._samples.ran and not self._warned:
             self._warned = True
@@ -345,8 +325,7 @@ class Regularizer:
     def values(self) -> dict[str, float]:
         """Compute each selected layer's penalty, without the coefficient, for logging.
 
-        A layer that the penalty cannot act on, or that the last forward pass skipped, has 0. In
-        steps in which the penalty rests they are those of the step before.
+        A layer that the penalty cannot act on, or that the last forward pass skipped, has 0.
         """
         able = self._able if self._samples is not None else list(self.layers)
         found = {name: value.item() for name, value in self._values(able).items()}
@@ -360,8 +339,7 @@ class Regularizer:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: where the schedule stands, and what "auto" found."""
         self._settle()
-        passed = {"passed": self._turns.passed} if self.every > 1 else {}
-        return {"steps": self.steps, "coefficient": self._coefficient.found} | passed
+        return {"steps": self.steps, "coefficient": self._coefficient.found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -374,7 +352,6 @@ class Regularizer:
             raise ConvsimError(
                 f"Not a regularizer state: {state!r}. Give what state_dict() returned."
             )
-        self._turns.go_on(state.get("passed", 0))
         self.steps = steps
         self._coefficient.resume(found)
         self._balance.pending = self._coefficient.pending
@@ -429,6 +406,5 @@ class Regularizer:
 
     def _described(self) -> Description:
         coefficient = "auto" if self._coefficient.pending else f"{self.coefficient:g}"
-        every = f", every={self.every}" if self.every > 1 else ""
-        head = f"Regularizer({self.penalty}, coefficient={coefficient}{every})"
+        head = f"Regularizer({self.penalty}, coefficient={coefficient})"
         return Description(head, [(x, self._shapes[x.name], x in self._able) for x in self.layers])

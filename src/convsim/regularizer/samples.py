@@ -17,7 +17,6 @@ from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Balance, Meeting, sample_maps
-from convsim.regularizer.turns import Turns
 
 _RUNS = 16  # of one layer that are kept
 
@@ -66,7 +65,6 @@ class Samples:
         modules: The modules to look at, each with its layer's name.
         penalty: The penalty, which says at how many positions.
         balance: Where gradients are weighed while the coefficient is to be found.
-        turns: Which steps are looked at.
     """
 
     def __init__(
@@ -74,20 +72,17 @@ class Samples:
         modules: Iterable[tuple[str, nn.Module]],
         penalty: ActivationPenalty,
         balance: Balance,
-        turns: Turns,
     ) -> None:
         self.modules = tuple(modules)
         self._runs: dict[str, list[_Run]] = {}
-        self._turns = turns
-        runs = self._runs  # not self: dropping it must end the watch
+        self._asked = [False]
+        runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
 
         def look(name: str, module: nn.Module, output: Tensor) -> None:
-            begins = turns.begin()
-            if turns.rests:
-                return
             maps_NMx = _require_maps(name, module, output)
-            if begins or any(run.over for own in runs.values() for run in own):
+            if asked[0] or any(run.over for own in runs.values() for run in own):
                 runs.clear()
+            asked[0] = False
             own = runs.setdefault(name, [])
             if not any(map(takes_gradients, module.parameters())):
                 return
@@ -109,13 +104,13 @@ class Samples:
         Raises:
             ConvsimError: If there has been no forward pass yet.
         """
-        if not self._runs and not self._turns.rests:
+        if not self._runs:
             raise ConvsimError(
                 "No layer has put out feature maps yet: call the regularizer after a forward pass "
                 "that records gradients (not under torch.no_grad()), and checkpoint activations "
                 "with use_reentrant=False."
             )
-        self._turns.ask()
+        self._asked[0] = True
         every = [run for own in self._runs.values() for run in own]
         over = all(run.over for run in every)
         return {
@@ -126,13 +121,6 @@ class Samples:
             ]
             for name, own in self._runs.items()
         }
-
-    def rest(self) -> None:
-        """End a step that is not looked at, and let the graphs go of the one before."""
-        self._turns.ask()
-        for own in self._runs.values():
-            for run in own:
-                run.end()
 
     @property
     def ran(self) -> bool:
