@@ -73,7 +73,7 @@ def existing(entry: Any) -> Any:
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add what is taken from elsewhere or generated."""
     for pattern in OUTSIDE:
-        for path in sorted(ROOT.glob(pattern)):
+        for path in filter(Path.is_file, sorted(ROOT.glob(pattern))):
             uri = path.relative_to(ROOT).as_posix()
             files.append(File(uri, str(ROOT), config.site_dir, config.use_directory_urls))
     made: dict[str, str | bytes] = {uri: make() for uri, make in GENERATED.items()}

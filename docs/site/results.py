@@ -91,7 +91,10 @@ and what became of each of them, also where it was refuted."""
 def _experiment(folder: Path) -> str:
     here = folder.relative_to(ROOT).as_posix()
     title = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    results = sorted((folder / "results").rglob("*.*"), key=lambda path: (path.parent, path))
+    results = sorted(
+        filter(Path.is_file, (folder / "results").rglob("*.*")),
+        key=lambda path: (path.parent, path),
+    )
     shown = [
         part
         for parent, own in groupby(results, lambda path: path.parent)

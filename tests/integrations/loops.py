@@ -141,8 +141,9 @@ def written_out(model, setting):
         loss = model(images, labels)["loss"]
         for of_layer in maps:
             pixels = of_layer.movedim(1, -1).flatten(0, -2)
-            pixels = pixels[spread(PRESETS[setting.penalty].penalty.samples, len(pixels))]
-            loss = loss + mean_square(pixels) / len(maps)
+            preset = PRESETS[setting.penalty]
+            pixels = pixels[spread(preset.penalty.samples, len(pixels))]
+            loss = loss + preset.coefficient * mean_square(pixels) / len(maps)
         maps.clear()
         (loss / setting.accumulate).backward()
         if i % setting.accumulate == 0:
