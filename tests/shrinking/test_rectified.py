@@ -43,6 +43,8 @@ class Shared(nn.Module):
         raw = self.first(images)
         if self.way == "raw":
             return torch.relu(self.norm(raw)) + raw
+        if self.way == "raw, and normalized in a sum":
+            return torch.relu(self.norm(raw) + images) + torch.tanh(raw)
         if self.way == "asked for its size":
             out = self.norm(raw)
             return torch.relu(out).reshape(out.size(0), out.dim() - 1, -1)
@@ -54,11 +56,17 @@ class Shared(nn.Module):
         return torch.relu(out), out
 
 
-@pytest.mark.parametrize("way", ["raw", "asked for its size", "added", "turned", "returned"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "raw", "raw, and normalized in a sum", "asked for its size", "added", "turned", "returned",
+    ],
+)  # fmt: skip
 def test_others_that_read_are_seen(way):
     (fate,) = fates(Shared(way).eval(), IMAGES[:2]).values()
     assert fate.rectified == (way == "asked for its size")
-    assert fate.norm == (None if way == "raw" else "norm")
+    assert fate.norm == (None if way.startswith("raw") else "norm")
+    assert fate.addition is None or way == "added"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +139,8 @@ def test_a_relu_hears_what_is_nearer_to_before_than_by_least_squares(
     nn.init.constant_(model[3].bias, bias)
     errors = []
     for rounds in (0, 1, 4, 16):
-        monkeypatch.setattr(sequence.Fitting.__init__, "__defaults__", _defaults(rounds))
+        monkeypatch.setattr(sequence, "_ROUNDS", rounds)
         small = convsim.shrink(model, [IMAGES], channels=0.5, layers=["0"], positions=ALL).model
         errors.append(float((model[:5](IMAGES) - small[:5](IMAGES)).square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.97 * errors[0]
-
-
-def _defaults(rounds: int) -> tuple:
-    return (*sequence.Fitting.__init__.__defaults__[:-1], rounds)

@@ -81,7 +81,8 @@ class RidgeRegression:
         xx_GPP, self._constant = statistics.squares(centered=constant), constant
         self._x_GP = statistics.means()[0]
         own_GP = xx_GPP.diagonal(dim1=1, dim2=2)
-        self._scale_GP = _scale(own_GP, own_GP + self._x_GP.square() if constant else own_GP)
+        varies_GP = _varies(own_GP, self._x_GP, constant)
+        self._scale_GP = torch.where(varies_GP, own_GP, math.inf).sqrt()
         self._unit_GPP = xx_GPP / self._scale_GP[:, :, None] / self._scale_GP[:, None]
         self._unit_GPP.diagonal(dim1=1, dim2=2).add_(ridge + _ROUNDING)
         self._factor_GPP, failed = torch.linalg.cholesky_ex(self._unit_GPP)
@@ -130,8 +131,7 @@ def ridge_regression_of_few(
     if constant:
         x_GSP, y_GSO = x_GSP.sub_(x_GP[:, None]), y_GSO - y_GO[:, None]
     own_GP = torch.linalg.vector_norm(x_GSP, dim=1).square() / samples
-    whole_GP = own_GP + x_GP.square() if constant else own_GP
-    x_GSP.mul_((own_GP > _CONSTANT * whole_GP)[:, None])
+    x_GSP.mul_(_varies(own_GP, x_GP, constant)[:, None])
     gram_GSS = x_GSP @ x_GSP.mT / samples
     least_G = own_GP.mean(1) * (ridge + _ROUNDING)
     gram_GSS.diagonal(dim1=1, dim2=2).add_(torch.where(least_G > 0, least_G, 1)[:, None])
@@ -141,7 +141,6 @@ def ridge_regression_of_few(
     return w_GPO, y_GO - (x_GP[:, None] @ w_GPO)[:, 0]
 
 
-def _scale(own_GP: Tensor, whole_GP: Tensor) -> Tensor:
-    """Return what predictors are divided by: infinity if it is no other than the constant."""
-    varies_GP = own_GP > _CONSTANT * whole_GP  # what is left of the others is rounding
-    return torch.where(varies_GP, own_GP, math.inf).sqrt()
+def _varies(own_GP: Tensor, x_GP: Tensor, constant: bool) -> Tensor:
+    """Tell which predictors are more than a constant, of which rounding alone is left."""
+    return own_GP > _CONSTANT * (own_GP + x_GP.square() if constant else own_GP)

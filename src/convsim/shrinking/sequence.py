@@ -41,7 +41,7 @@ _MOST_BYTES = 2**28
 _NUMBER = 4
 """Bytes of one."""
 _ROUNDS = 4
-"""Regressions on what a ReLU hears, after the first."""
+"""Regressions on what a ReLU hears, after the first; none where a layer is fitted roughly."""
 _MOST_READ = 2**29
 """Bytes of a layer's windows that are kept for them."""
 _SILENT = 1e-3
@@ -66,7 +66,6 @@ class Fitting:
         positions: How many positions of each image to take.
         cuts: Where its forward passes can be resumed; looked for if None.
         samples: How many are enough for each predictor of a layer; it looks at as many batches.
-        rounds: How often a layer before a ReLU is fitted again to what that hears.
     """
 
     def __init__(
@@ -77,10 +76,9 @@ class Fitting:
         positions: int,
         cuts: Sequence[Cut] | None = None,
         samples: int = _SAMPLES,
-        rounds: int = _ROUNDS,
     ) -> None:
         self._original, self._found, self._batches = original, found, batches
-        self._positions, self._samples, self._rounds = positions, samples, rounds
+        self._positions, self._samples = positions, samples
         self.layers = [name for name, fate in found.fates.items() if fate.linear]
         if cuts is None:
             cuts = find_cuts(original, batches[0][:2].to(device_of(original)), self.layers)
@@ -92,7 +90,7 @@ class Fitting:
     def rough(self, batches: Sequence[Tensor]) -> Fitting:
         """Make another that looks at few samples, of these batches."""
         return Fitting(
-            self._original, self._found, batches, self._positions, self.cuts, _FEW_SAMPLES, 0
+            self._original, self._found, batches, self._positions, self.cuts, _FEW_SAMPLES
         )
 
     def fit_(
@@ -129,8 +127,9 @@ class Fitting:
             stage.batches = self._batches_of(stage)
             samples = self._samples_of(stage.name, stage.batches)
             stage.few = samples < stage.predictors
-            few_bytes = samples * stage.groups * stage.predictors * _NUMBER <= _MOST_READ
-            stage.rounds = self._rounds if few_bytes else 0
+            bytes_read = samples * stage.groups * stage.predictors * _NUMBER
+            if self._samples >= _SAMPLES and bytes_read <= _MOST_READ:
+                stage.rounds = _ROUNDS
         for together in self._chunks(stages):
             self._take(together)
             for stage in together:

@@ -149,7 +149,7 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
 
     def after_norm(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         for layer, seen in outputs.items():
-            if args[0] is seen.tensor and args[0]._version == seen.version:
+            if seen.one_of(Seen(args[0])):
                 norms[layer] = name
                 if _is_affine(module):
                     normalized[layer] = Seen(output)
@@ -163,9 +163,6 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
 
     def readers(read: Seen | None) -> list[bool]:
         return [by_relu for by_relu, seen in reads if read is not None and read.one_of(*seen)]
-
-    def norm(layer: str) -> str | None:
-        return norms.get(layer) if len(readers(outputs[layer])) == 1 else None
 
     def rectified(layer: str) -> bool:
         path = [outputs[layer], *([normalized.get(layer)] if layer in norms else [])]
@@ -187,8 +184,11 @@ def fates(model: nn.Module, inputs: Tensor) -> dict[str, Fate]:
     finally:
         for handle in handles:
             handle.remove()
+    for layer in [one for one in norms if len(readers(outputs[one])) > 1]:
+        del norms[layer]  # others read the output too, as it is
+        added.pop(layer, None)
     return {
-        name: Fate(norm(name), added.get(name), linear[name], rectified(name))
+        name: Fate(norms.get(name), added.get(name), linear[name], rectified(name))
         for name in outputs
         if calls[name] == 1
     }
