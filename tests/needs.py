@@ -25,9 +25,9 @@ def need_module(name: str) -> ModuleType:
 
 def need_compiler() -> None:
     """Ask for the backend that is built at first use."""
-    from convsim.backends import compiled
+    from convsim.backends.library import library
 
-    need(compiled.library(), "no C++ compiler builds the backend: apt-get install g++, or set CXX")
+    need(library(), "no C++ compiler builds the backend: apt-get install g++, or set CXX")
 
 
 def need_chromium() -> str:

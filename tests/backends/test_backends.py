@@ -11,6 +11,7 @@ from cases import GEOMETRIES, OPTIONS
 from closeness import assert_close, rounding
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
 from convsim.backends import compiled, eager, fused
+from convsim.backends.library import library
 from convsim.backends.problem import Job, half_classes
 from convsim.kernels import kernel_bank
 from convsim.similarity import Options, bank_similarity
@@ -272,14 +273,14 @@ def test_an_unknown_backend_is_refused(monkeypatch):
 def test_eager_serves_where_nothing_compiles(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
-    compiled.library.cache_clear()
+    library.cache_clear()
     try:
-        assert compiled.library() is None
+        assert library() is None
         weight = torch.randn(4, 5, 3, 3)
         assert max(error_of(weight, OPTIONS[0])) < limit(weight)
     finally:
         monkeypatch.undo()
-        compiled.library.cache_clear()
+        library.cache_clear()
 
 
 def test_eager_serves_where_triton_cannot_compile(monkeypatch):
@@ -299,14 +300,14 @@ def test_eager_serves_where_triton_cannot_compile(monkeypatch):
 def test_the_build_is_kept(monkeypatch, tmp_path):
     need_compiler()
     monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))
-    compiled.library.cache_clear()
+    library.cache_clear()
     try:
-        assert compiled.library() is not None
+        assert library() is not None
         (built,) = tmp_path.iterdir()
         written = built.stat().st_mtime_ns
-        compiled.library.cache_clear()
-        assert compiled.library() is not None
+        library.cache_clear()
+        assert library() is not None
         assert built.stat().st_mtime_ns == written
     finally:
         monkeypatch.undo()
-        compiled.library.cache_clear()
+        library.cache_clear()

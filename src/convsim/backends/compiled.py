@@ -1,35 +1,21 @@
-"""Convolutional Similarity on a CPU, in C++ that the machine's own compiler builds at first use.
+"""Convolutional Similarity on a CPU, in C++: ``similarity.cpp``.
 
-Built once per source, compiler and instruction set, into ``$CONVSIM_HOME`` (by default
-``~/.cache/convsim``), in one or two seconds. Without a compiler this backend is not available.
+Without a compiler this backend is not available.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from convsim.backends.library import library
 from convsim.backends.problem import Job, half_classes, merges_taps
-from convsim.home import home
 from convsim.similarity import Options, pair_weight
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-_INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
 _MAX_TAPS = 256  # beyond, Fourier transforms cost less: benchmarks/large_kernels.py
-
-logger = logging.getLogger(__name__)
 
 
 class _Layer(ctypes.Structure):
@@ -76,43 +62,6 @@ def add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> list
         torch.get_num_threads(),
     )
     return list(torch.tensor([layer.value for layer in layers], dtype=dtype).unbind())
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Build and load the C++ once; return None if there is no compiler or it fails."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        logger.info("no C++ compiler was found (set CXX): penalties use the eager backend")
-        return None
-    try:
-        return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or error
-        logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
-        return None
-
-
-def _build(compiler: str) -> Path:
-    flags = [
-        *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
-        *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-        *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []),
-    ]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    described = "\n".join([_SOURCE.read_text(), *flags, version.stdout, platform.machine()])
-    folder = home()
-    built = folder / f"compiled-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
-    if not built.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            target = Path(scratch) / "compiled.so"
-            subprocess.run(
-                [compiler, *flags, str(_SOURCE), "-o", str(target)],
-                capture_output=True, text=True, check=True, timeout=120,
-            )  # fmt: skip
-            target.replace(built)
-    return built
 
 
 def _layer(job: Job, factor: float, options: Options) -> _Layer:

@@ -45,7 +45,7 @@ class ConvLayer:
         own = self.module._parameters.get("weight")
         if own is not None and own.requires_grad:  # spares reading it
             return True
-        if not any(map(takes_gradients, self.module.parameters())):  # so does this
+        if not takes_any_gradient(self.module):  # so does this
             return False
         return any(map(takes_gradients, self.parameters()))
 
@@ -208,6 +208,14 @@ def refuse_flat_shard(name: str, module: Any) -> None:
             "or, with use_orig_params=True, call convsim inside "
             "`with FullyShardedDataParallel.summon_full_params(model, with_grads=True):`."
         )
+
+
+def takes_any_gradient(module: nn.Module) -> bool:
+    """Tell whether any of a module's parameters is trained."""
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.requires_grad:  # spares walking through the module
+        return True
+    return any(map(takes_gradients, module.parameters()))
 
 
 def takes_gradients(parameter: Tensor) -> bool:

@@ -55,6 +55,17 @@ class ActivationPenalty(ABC):
             (gradient,) = torch.autograd.grad(value.sum(), samples_LSM)
         return value.detach(), gradient
 
+    def values_and_gradients(
+        self, groups: Sequence[Sequence[Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Compute `value_and_gradient` of layers' samples (S, M), those of one kind in a list."""
+        found = []
+        for alike in groups:
+            samples_LSM = _stack(alike)
+            with full_precision(samples_LSM):
+                found.append(self.value_and_gradient(samples_LSM))
+        return found
+
     def values(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Compute the penalty of each layer's samples (S, M), differentiably, in float32 at least.
 
@@ -79,6 +90,9 @@ class ActivationPenalty(ABC):
         if tensors_are_real():
             total: Tensor = _InClosedForm.apply(self, weights, *samples)  # type: ignore[no-untyped-call]
             return total
+        return self._total_by_autograd(samples, weights)
+
+    def _total_by_autograd(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         values = zip(self.values(samples), weights, strict=True)
         return torch.stack([(value * by).to(samples[0].device) for value, by in values]).sum()
 
@@ -98,18 +112,11 @@ class _InClosedForm(torch.autograd.Function):
         kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
         ctx.penalty, ctx.weights = penalty, weights
         ctx.together = list(places_of(kinds).values())
+        found = penalty.values_and_gradients([[samples[i] for i in own] for own in ctx.together])
+        ctx.save_for_backward(*samples, *(gradient_LSM for _, gradient_LSM in found))
         values: dict[float, list[Tensor]] = {}
-        gradients = []
-        for alike in ctx.together:
-            samples_LSM = _stack([samples[i] for i in alike])
-            with full_precision(samples_LSM):
-                if any(ctx.needs_input_grad):
-                    value_L, gradient_LSM = penalty.value_and_gradient(samples_LSM)
-                    gradients.append(gradient_LSM)
-                else:
-                    value_L = penalty.value(samples_LSM)
+        for alike, (value_L, _) in zip(ctx.together, found, strict=True):
             values.setdefault(weights[alike[0]], []).append(value_L.to(samples[0].device))
-        ctx.save_for_backward(*samples, *gradients)
         totals = [torch.cat(own).sum() * by for by, own in values.items()]
         return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
 
@@ -117,18 +124,14 @@ class _InClosedForm(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> Any:
         count = len(ctx.weights)
         samples, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled():  # create_graph=True
+            total = ctx.penalty._total_by_autograd(samples, ctx.weights)
+            own = torch.autograd.grad(total, samples, create_graph=True)
+            return None, None, *(one * factor.to(one) for one in own)
         found: dict[int, Tensor] = {}
-        for number, alike in enumerate(ctx.together):
-            first = alike[0]
-            if torch.is_grad_enabled():  # create_graph=True
-                samples_LSM = _stack([samples[i] for i in alike])
-                with full_precision(samples_LSM):
-                    value = ctx.penalty.value(samples_LSM).sum()
-                (gradient_LSM,) = torch.autograd.grad(value, samples_LSM, create_graph=True)
-            else:
-                gradient_LSM = gradients[number]
-            by = (factor * ctx.weights[first]).to(gradient_LSM.device)
-            own_LSM = (gradient_LSM * by).to(samples[first].dtype)
+        for alike, gradient_LSM in zip(ctx.together, gradients, strict=True):
+            by = (factor * ctx.weights[alike[0]]).to(gradient_LSM.device)
+            own_LSM = (gradient_LSM * by).to(samples[alike[0]].dtype)
             found |= dict(zip(alike, own_LSM.unbind(), strict=True))
         return None, None, *(found[i] for i in range(count))
 

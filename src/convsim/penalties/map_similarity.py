@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from convsim.backends import maps
 from convsim.penalties.activation import ActivationPenalty
 from convsim.penalties.base import LayerReduction
 from convsim.penalties.correlation import squared_correlation, squared_correlation_and_gradient
@@ -47,3 +49,11 @@ class MapSimilarity(ActivationPenalty):
     def value_and_gradient(self, samples_LSM: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the penalty and its gradient (L, S, M), in closed form."""
         return squared_correlation_and_gradient(samples_LSM)
+
+    def values_and_gradients(
+        self, groups: Sequence[Sequence[Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Compute both for all layers in one call where the C++ serves."""
+        if maps.serve([samples_SM for alike in groups for samples_SM in alike]):
+            return maps.squared_correlations(groups)
+        return super().values_and_gradients(groups)

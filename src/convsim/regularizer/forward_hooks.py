@@ -39,7 +39,7 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         watch = self._watch()
         # nn.DataParallel's replicas would leave theirs on other devices.
-        if watch is None or getattr(module, "_is_replica", False):
+        if watch is None or "_is_replica" in module.__dict__:
             return
         # Activation checkpointing runs a module again in the backward pass.
         if torch.is_grad_enabled() and not _in_backward():

@@ -12,13 +12,20 @@ from torch import Tensor, nn
 
 from convsim.errors import ConvsimError
 from convsim.kernels import ConvLayer, is_convolution
-from convsim.kernels.layer import takes_gradients
+from convsim.kernels.layer import takes_any_gradient
 from convsim.kernels.sharding import is_sharded
 from convsim.penalties import ActivationPenalty
 from convsim.regularizer.forward_hooks import Watch
 from convsim.regularizer.sampling import Balance, Meeting, sample_maps
 
 _RUNS = 16  # of one layer that are kept
+
+
+class _Passed:
+    """Whether a backward pass has been in any of the forward passes that are kept."""
+
+    def __init__(self) -> None:
+        self.any = False
 
 
 class _Run:
@@ -29,15 +36,17 @@ class _Run:
         over: Whether the backward pass has been there.
     """
 
-    def __init__(self, samples_SM: Tensor, meeting: Meeting | None) -> None:
+    def __init__(self, samples_SM: Tensor, meeting: Meeting | None, passed: _Passed) -> None:
         self.samples = samples_SM
         self.over = False
+        self._passed = passed
         if meeting is not None:  # which the graph holds: a strong reference would hold the graph
-            meeting.when_passed = weakref.WeakMethod(self.end)
+            meeting.run = weakref.ref(self)
 
     def end(self) -> None:
         """Keep the numbers alone."""
-        self.over, self.samples = True, self.samples.detach()
+        self.over = self._passed.any = True
+        self.samples = self.samples.detach()
 
 
 class _Over(torch.autograd.Function):
@@ -77,18 +86,19 @@ class Samples:
         self._runs: dict[str, list[_Run]] = {}
         self._asked = [False]
         runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
+        passed = _Passed()
 
         def look(name: str, module: nn.Module, output: Tensor) -> None:
             maps_NMx = _require_maps(name, module, output)
-            if asked[0] or any(run.over for own in runs.values() for run in own):
+            if asked[0] or passed.any:
                 runs.clear()
-            asked[0] = False
+            asked[0] = passed.any = False
             own = runs.setdefault(name, [])
-            if not any(map(takes_gradients, module.parameters())):
+            if not takes_any_gradient(module):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
-                own.append(_Run(*sample_maps(maps_NMx, penalty.samples, balance)))
+                own.append(_Run(*sample_maps(maps_NMx, penalty.samples, balance), passed))
 
         self._watch = Watch(self.modules, look)
         self.close = self._watch.close

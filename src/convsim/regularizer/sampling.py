@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable
 from functools import cache, cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from convsim.backends import maps
 from convsim.caching import kept_on_stream, tensors_are_real
 from convsim.kernels.windows import spread
 from convsim.precision import exact_dtype
@@ -39,19 +40,21 @@ def sample_maps(
         balance: Where to weigh gradients instead of adding them, while it is pending.
 
     Returns:
-        (S, M) of the maps' dtype, differentiable, also twice; and where their gradient meets that
+        (S, M) of the maps' dtype, or float32, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    if not tensors_are_real():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _read_traced(maps_NMx, count), None
-    places = _Places(maps_NMx, count)
+    places = maps.places_in(maps_NMx, count)
+    if places is None and not tensors_are_real():
+        return _read_traced(maps_NMx, count), None
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad
     if not recorded or maps_NMx.is_leaf or maps_NMx._is_view():  # autograd would copy a view
-        return places.read(maps_NMx), None
-    meeting = Meeting(maps_NMx, places, balance)
+        return _Places(maps_NMx, count).read(maps_NMx), None
+    meeting = Meeting(maps_NMx, count, balance)
     with torch.autograd._unsafe_preserve_version_counter(maps_NMx):  # type: ignore[attr-defined]
         # No number is changed.
-        _, samples_SM = _Sampled.apply(maps_NMx, meeting)  # type: ignore[no-untyped-call]
+        _, samples_SM = _Sampled.apply(maps_NMx, meeting, places or _Places(maps_NMx, count))  # type: ignore[no-untyped-call]
     return samples_SM, meeting
 
 
@@ -71,10 +74,11 @@ class _Places:
 
     def add_(self, gradient_NMx: Tensor, own_SM: Tensor) -> None:
         """Add samples' gradient to that of the maps."""
+        own_SM = own_SM.to(gradient_NMx.dtype)
         pixels_NxM = gradient_NMx.movedim(1, -1)
         if pixels_NxM.is_contiguous():
             rows_PM = pixels_NxM.view(-1, pixels_NxM.shape[-1])
-            if rows_PM.is_cpu:  # where index_add_ copies all rows there and back, of bfloat16
+            if rows_PM.is_cpu:  # where index_add_ copies all rows there and back, of float16
                 sum_SM = rows_PM.index_select(0, self._flat).add_(own_SM.contiguous())
                 rows_PM.index_copy_(0, self._flat, sum_SM)
             else:
@@ -106,18 +110,20 @@ class _Sampled(torch.autograd.Function):
     """Read samples of maps that go on as they are, and let the gradients of both meet."""
 
     @staticmethod
-    def forward(ctx: Any, maps_NMx: Tensor, meeting: Meeting) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, maps_NMx: Tensor, meeting: Meeting, places: maps.Places | _Places
+    ) -> tuple[Tensor, Tensor]:
         ctx.mark_dirty(maps_NMx)
         ctx.set_materialize_grads(False)
         ctx.meeting = meeting  # nothing is saved as a tensor: activation checkpointing counts those
-        return maps_NMx, meeting.places.read(maps_NMx)
+        return maps_NMx, places.read(maps_NMx)
 
     @staticmethod
     def backward(
         ctx: Any, gradient_NMx: Tensor | None, own_SM: Tensor | None
-    ) -> tuple[Tensor | None, None]:
+    ) -> tuple[Tensor | None, None, None]:
         held = None if gradient_NMx is None else _holders(gradient_NMx)
-        return ctx.meeting.join(gradient_NMx, own_SM, held), None
+        return ctx.meeting.join(gradient_NMx, own_SM, held), None, None
 
 
 class Balance:
@@ -161,19 +167,25 @@ class Balance:
         return loss, penalty
 
 
+class Ends(Protocol):
+    """What ends with a backward pass."""
+
+    def end(self) -> None:
+        """Take note of it."""
+
+
 class Meeting:
     """Where the gradient of samples meets that of the maps, before both go on to their layer.
 
     Attributes:
-        places: Of the samples.
-        when_passed: Returns what is to be called when they have met, if that still exists.
+        run: Returns what is to be ended when they have met, if that still exists.
     """
 
-    when_passed: Callable[[], Callable[[], object] | None] = staticmethod(lambda: None)
+    run: Callable[[], Ends | None] = staticmethod(lambda: None)
 
-    def __init__(self, maps_NMx: Tensor, places: _Places, balance: Balance | None) -> None:
+    def __init__(self, maps_NMx: Tensor, count: int, balance: Balance | None) -> None:
         self._shape, self._dtype, self._device = maps_NMx.shape, maps_NMx.dtype, maps_NMx.device
-        self.places, self._balance = places, balance
+        self._count, self._balance = count, balance
 
     def join(
         self, gradient_NMx: Tensor | None, own_SM: Tensor | None, held: _Holders | None
@@ -185,24 +197,25 @@ class Meeting:
             own_SM: The gradient of the samples.
             held: Who holds the former.
         """
-        if (call := self.when_passed()) is not None:
-            call()
+        if (run := self.run()) is not None:
+            run.end()
         if own_SM is None:
             return gradient_NMx
         if self._balance is not None and self._balance.pending:
             if gradient_NMx is not None:
                 self._balance.weigh(gradient_NMx, own_SM)
             return gradient_NMx
-        own_SM = own_SM.to(self._dtype)
         if torch.is_grad_enabled():  # create_graph=True
-            dense_NMx = self._zeros().movedim(1, -1).index_put(self.places.axes, own_SM)
-            dense_NMx = dense_NMx.movedim(-1, 1)
+            zeros_NMx, own_SM = self._zeros(), own_SM.to(self._dtype)
+            axes = _Places(zeros_NMx, self._count).axes
+            dense_NMx = zeros_NMx.movedim(1, -1).index_put(axes, own_SM).movedim(-1, 1)
             return dense_NMx if gradient_NMx is None else gradient_NMx + dense_NMx
         if gradient_NMx is None:
             gradient_NMx = self._zeros()
         elif held != _holders_of_one_alone() or 0 in gradient_NMx.stride():
             gradient_NMx = gradient_NMx.clone()
-        self.places.add_(gradient_NMx, own_SM)
+        places = maps.places_in(gradient_NMx, self._count) or _Places(gradient_NMx, self._count)
+        places.add_(gradient_NMx, own_SM)
         return gradient_NMx
 
     def _zeros(self) -> Tensor:
@@ -236,8 +249,9 @@ def _holders_of_one_alone() -> _Holders:
     counter = _Counter()
     with torch.enable_grad(), torch.inference_mode(False):
         leaf = torch.ones(2, 2, device="cpu", requires_grad=True)
-        maps, _ = _Sampled.apply(leaf * 2, counter)  # type: ignore[no-untyped-call]
-        (maps * leaf).sum().backward()
+        passed = leaf * 2
+        own, _ = _Sampled.apply(passed, counter, _Places(passed, 1))  # type: ignore[no-untyped-call]
+        (own * leaf).sum().backward()
     return counter.held or _Holders(-1, -1, -1)
 
 
@@ -245,9 +259,6 @@ class _Counter:
     """Keep how many hold a gradient, where a `Meeting` would add to it."""
 
     held: _Holders | None = None
-
-    def __init__(self) -> None:
-        self.places = _Places(torch.empty(2, 2), 1)
 
     def join(self, gradient: Tensor, _: Tensor | None, held: _Holders | None) -> Tensor:
         self.held = held

@@ -16,23 +16,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
-constexpr int LANES = 16;
 constexpr int64_t CHANNELS_OF_A_SUM = 128;    // products summed in the filters' own type
 constexpr int64_t CHANNELS_OF_A_TASK = 64;    // matched: channels that one thread walks through
 constexpr int64_t ELEMENTS_OF_A_TASK = 32768; // crossed: elements that one thread walks through
-
-template <class T> struct Lanes {
-  typedef T type __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-template <class T> using Vector = typename Lanes<T>::type;
-
-template <class T> Vector<T> &at(T *p) { return *reinterpret_cast<Vector<T> *>(p); }
-template <class T> const Vector<T> &at(const T *p) {
-  return *reinterpret_cast<const Vector<T> *>(p);
-}
-template <class To, class From> To convert(From v) { return __builtin_convertvector(v, To); }
 
 } // namespace
 
@@ -151,7 +141,7 @@ template <class T> void gram_of(const T *w, int64_t channels, int64_t n, double 
 // vector runs over into the next row, which is written after it.
 template <class T>
 void multiply(const T *w, const T *t, int64_t channels, int64_t n, T *out) {
-  const int64_t width = (n + LANES - 1) / LANES * LANES;
+  const int64_t width = whole_lanes(n);
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t v = 0; v < width; v += LANES) {
       Vector<T> even = {}, odd = {};
@@ -195,7 +185,7 @@ template <class T> void crossed(Layer &layer, const Options &options, Shared &sh
   const int64_t n = layer.taps, C = layer.channels, L = layer.classes;
   const int64_t count = layer.groups * layer.members, size = C * n;
   const int64_t block = std::max<int64_t>(1, ELEMENTS_OF_A_TASK / size);
-  const int64_t width = (n + LANES - 1) / LANES * LANES;
+  const int64_t width = whole_lanes(n);
 #pragma omp single
   {
     shared.a.assign(count * L, 0.0);

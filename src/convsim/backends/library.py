@@ -1,0 +1,67 @@
+"""Build convsim's C++ with the machine's own compiler at first use, and load it.
+
+Built once per source, compiler and instruction set, into ``$CONVSIM_HOME`` (by default
+``~/.cache/convsim``), in a few seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from convsim.home import home
+
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / name for name in ("lanes.h", "similarity.cpp", "maps.cpp")]
+_INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Build and load the C++ once; return None if there is no compiler or it fails."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        logger.info("no C++ compiler was found (set CXX): penalties use the eager backend")
+        return None
+    try:
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or error
+        logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
+        return None
+
+
+def _build(compiler: str) -> Path:
+    flags = [
+        *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
+        *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+        *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []),
+    ]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    texts = [source.read_text() for source in _SOURCES]
+    described = "\n".join([*texts, *flags, version.stdout, platform.machine()])
+    folder = home()
+    built = folder / f"compiled-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        units = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            target = Path(scratch) / "compiled.so"
+            subprocess.run(
+                [compiler, *flags, *units, "-o", str(target)],
+                capture_output=True, text=True, check=True, timeout=120,
+            )  # fmt: skip
+            target.replace(built)
+    return built

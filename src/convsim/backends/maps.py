@@ -1,0 +1,151 @@
+"""Feature maps at sampled positions on a CPU, in C++: ``maps.cpp``.
+
+A training step finds its caches cold, so each of torch's operations costs several times what it
+takes in a loop, and 256 positions are as many waits for memory. Here a layer's maps are read
+by one call, all layers are penalised by one, and a gradient is added by one.
+
+Shape suffixes: N images, M maps, S samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsim.backends.library import library
+from convsim.kernels.windows import spread
+
+_OF_DTYPE = {
+    torch.bfloat16: ("bfloat16", torch.float32),
+    torch.float32: ("float32", torch.float32),
+    torch.float64: ("float64", torch.float64),
+}
+"""What maps are called, and in what their samples are kept."""
+_OF_SAMPLES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class _Places(ctypes.Structure):
+    _fields_ = [
+        ("offsets", ctypes.c_void_p),
+        ("samples", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("step", ctypes.c_int64),
+    ]
+
+
+class _Sampled(ctypes.Structure):
+    _fields_ = [
+        ("samples", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("maps", ctypes.c_int64),
+        ("value", ctypes.c_double),
+    ]
+
+
+_ARGUMENTS = {
+    "read": (ctypes.POINTER(_Places), ctypes.c_void_p, ctypes.c_void_p),
+    "add": (ctypes.POINTER(_Places), ctypes.c_void_p, ctypes.c_void_p),
+    "correlation": (ctypes.POINTER(_Sampled), ctypes.c_int64, ctypes.c_int),
+}
+
+
+class Places:
+    """S positions of maps (N, M, …) of one shape, layout and dtype, in a CPU's memory."""
+
+    def __init__(
+        self, sizes: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, count: int
+    ) -> None:
+        name, self._dtype = _OF_DTYPE[dtype]
+        over, apart = sizes[:1] + sizes[2:], strides[:1] + strides[2:]
+        axes = torch.unravel_index(spread(count, prod(over)), over)
+        offsets = [axis * by for axis, by in zip(axes, apart, strict=True)]
+        self._offsets_S = torch.stack(offsets).sum(0)
+        self._shape = (len(self._offsets_S), sizes[1])
+        self._places = _Places(self._offsets_S.data_ptr(), *self._shape, strides[1])
+        self._read, self._add = _call(f"read_{name}"), _call(f"add_{name}")
+
+    def read(self, maps_NMx: Tensor) -> Tensor:
+        """Read maps there: (S, M), in float32 at the least."""
+        samples_SM = torch.empty(self._shape, dtype=self._dtype, device="cpu")
+        self._read(self._places, maps_NMx.data_ptr(), samples_SM.data_ptr())
+        return samples_SM
+
+    def add_(self, gradient_NMx: Tensor, own_SM: Tensor) -> None:
+        """Add samples' gradient to that of the maps."""
+        own_SM = own_SM.to(self._dtype).contiguous()
+        self._add(self._places, gradient_NMx.data_ptr(), own_SM.data_ptr())
+
+
+def places_in(maps_NMx: Tensor, count: int) -> Places | None:
+    """Find so many positions of maps; None where their numbers cannot be read as they lie."""
+    if type(maps_NMx) is not Tensor or maps_NMx.layout is not torch.strided or maps_NMx.is_neg():
+        return None
+    return _places(maps_NMx.shape, maps_NMx.stride(), maps_NMx.dtype, maps_NMx.device, count)
+
+
+@lru_cache(256)
+@torch.inference_mode(False)
+def _places(
+    sizes: torch.Size,
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    count: int,
+) -> Places | None:
+    if device.type != "cpu" or dtype not in _OF_DTYPE or not _chosen():
+        return None
+    return Places(sizes, strides, dtype, count)
+
+
+def _chosen() -> bool:
+    name = os.environ.get("CONVSIM_BACKEND", "compiled")
+    return name == "compiled" and library() is not None
+
+
+def serve(samples: Sequence[Tensor]) -> bool:
+    """Tell whether `squared_correlations` takes layers' samples."""
+    dtype = samples[0].dtype
+    return (
+        dtype in _OF_SAMPLES
+        and all(one.is_cpu and one.dtype == dtype for one in samples)
+        and _chosen()
+    )
+
+
+def squared_correlations(groups: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Compute the mean squared correlations of layers' samples (S, M), and their gradients.
+
+    Returns:
+        Of each list, whose samples have one shape, (L,) and (L, S, M).
+    """
+    dtype = groups[0][0].dtype
+    gradients = [
+        torch.empty((len(alike), *alike[0].shape), dtype=dtype, device="cpu") for alike in groups
+    ]
+    kept, layers = [], []  # kept: what is not contiguous is copied, and read by address
+    for alike, own_LSM in zip(groups, gradients, strict=True):
+        count, maps = alike[0].shape
+        for number, samples_SM in enumerate(alike):
+            kept.append(samples_SM.contiguous())
+            place = own_LSM.data_ptr() + number * count * maps * own_LSM.element_size()
+            layers.append(_Sampled(kept[-1].data_ptr(), place, count, maps))
+    array = (_Sampled * len(layers))(*layers)
+    _call(f"correlation_{_OF_SAMPLES[dtype]}")(array, len(layers), torch.get_num_threads())
+    values = torch.tensor([layer.value for layer in array], dtype=dtype, device="cpu")
+    return list(zip(values.split([len(alike) for alike in groups]), gradients, strict=True))
+
+
+@cache
+def _call(name: str) -> Any:
+    function = getattr(library(), name)
+    function.argtypes = _ARGUMENTS[name.partition("_")[0]]
+    function.restype = None
+    return function
