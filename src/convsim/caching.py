@@ -40,11 +40,15 @@ def kept(maxsize: int) -> Callable[[_Make], _Make]:
     return decorate
 
 
-def tensors_are_real() -> bool:
-    """Tell whether a new tensor has memory of its own: not while torch traces or transforms."""
+def tensors_are_real(like: Tensor | None = None) -> bool:
+    """Tell whether tensors have memory of their own: not while torch traces or transforms.
+
+    Args:
+        like: A tensor that was made under the same circumstances, which spares making one.
+    """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return type(torch.empty(0, device="cpu")) is Tensor
+    return type(torch.empty(0, device="cpu") if like is None else like) is Tensor
 
 
 def _mark_for_stream(found: Any) -> None:

@@ -57,8 +57,9 @@ struct Places { // positions of maps (N, M, …) in memory
 
 struct Sampled {
   const void *samples; // (S, M), contiguous
-  void *gradient;      // (S, M), written
+  void *gradient;      // (S, M) of weight · value, written
   int64_t count, maps;
+  double weight;
   double value; // out
 };
 }
@@ -235,7 +236,7 @@ template <class T> void penalise(Sampled *layers, int64_t count, int threads) {
     const double samples = layer.count, pairs = std::max<int64_t>(1, layer.maps * (layer.maps - 1));
     const double by = 1 / (samples * samples * pairs);
     layer.value = by * correlation(static_cast<const T *>(layer.samples), layer.count, layer.maps,
-                                   by, static_cast<T *>(layer.gradient));
+                                   layer.weight * by, static_cast<T *>(layer.gradient));
   }
 }
 

@@ -46,6 +46,7 @@ class _Sampled(ctypes.Structure):
         ("gradient", ctypes.c_void_p),
         ("count", ctypes.c_int64),
         ("maps", ctypes.c_int64),
+        ("weight", ctypes.c_double),
         ("value", ctypes.c_double),
     ]
 
@@ -120,27 +121,20 @@ def serve(samples: Sequence[Tensor]) -> bool:
     )
 
 
-def squared_correlations(groups: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Compute the mean squared correlations of layers' samples (S, M), and their gradients.
-
-    Returns:
-        Of each list, whose samples have one shape, (L,) and (L, S, M).
-    """
-    dtype = groups[0][0].dtype
-    gradients = [
-        torch.empty((len(alike), *alike[0].shape), dtype=dtype, device="cpu") for alike in groups
-    ]
-    kept, layers = [], []  # kept: what is not contiguous is copied, and read by address
-    for alike, own_LSM in zip(groups, gradients, strict=True):
-        count, maps = alike[0].shape
-        for number, samples_SM in enumerate(alike):
-            kept.append(samples_SM.contiguous())
-            place = own_LSM.data_ptr() + number * count * maps * own_LSM.element_size()
-            layers.append(_Sampled(kept[-1].data_ptr(), place, count, maps))
-    array = (_Sampled * len(layers))(*layers)
-    _call(f"correlation_{_OF_SAMPLES[dtype]}")(array, len(layers), torch.get_num_threads())
-    values = torch.tensor([layer.value for layer in array], dtype=dtype, device="cpu")
-    return list(zip(values.split([len(alike) for alike in groups]), gradients, strict=True))
+def squared_correlations(
+    samples: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum weight · mean squared correlation over layers' samples (S, M); also each one's gradient."""
+    samples = [samples_SM.contiguous() for samples_SM in samples]
+    gradients = [torch.empty_like(samples_SM) for samples_SM in samples]
+    layers = (_Sampled * len(samples))()
+    for layer, samples_SM, own_SM, by in zip(layers, samples, gradients, weights, strict=True):
+        layer.samples, layer.gradient = samples_SM.data_ptr(), own_SM.data_ptr()
+        (layer.count, layer.maps), layer.weight = samples_SM.shape, by
+    dtype = samples[0].dtype
+    _call(f"correlation_{_OF_SAMPLES[dtype]}")(layers, len(samples), torch.get_num_threads())
+    total = sum(layer.weight * layer.value for layer in layers)
+    return torch.tensor(total, dtype=dtype, device="cpu"), gradients
 
 
 @cache

@@ -6,7 +6,7 @@ Layers of one shape are taken together. Shape suffixes: L layers, S samples, M m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, check_reduction
 from convsim.precision import at_least_float32, full_precision
+
+
+Gradients = Callable[[Tensor], Sequence[Tensor]]
+"""Called with a factor, returns it times the gradient of every layer's samples (S, M)."""
 
 
 class ActivationPenalty(ABC):
@@ -55,17 +59,6 @@ class ActivationPenalty(ABC):
             (gradient,) = torch.autograd.grad(value.sum(), samples_LSM)
         return value.detach(), gradient
 
-    def values_and_gradients(
-        self, groups: Sequence[Sequence[Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Compute `value_and_gradient` of layers' samples (S, M), those of one kind in a list."""
-        found = []
-        for alike in groups:
-            samples_LSM = _stack(alike)
-            with full_precision(samples_LSM):
-                found.append(self.value_and_gradient(samples_LSM))
-        return found
-
     def values(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Compute the penalty of each layer's samples (S, M), differentiably, in float32 at least.
 
@@ -87,10 +80,39 @@ class ActivationPenalty(ABC):
         Returns:
             A scalar of float32 at the least, on the first layer's device.
         """
-        if tensors_are_real():
+        if tensors_are_real(samples[0]):
             total: Tensor = _InClosedForm.apply(self, weights, *samples)  # type: ignore[no-untyped-call]
             return total
         return self._total_by_autograd(samples, weights)
+
+    def total_and_gradients(
+        self, samples: Sequence[Tensor], weights: Sequence[float]
+    ) -> tuple[Tensor, Gradients]:
+        """Compute `total`, and what gives its gradient.
+
+        All in few operations: their number is what costs on a GPU.
+        """
+        kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
+        groups = list(places_of(kinds).values())
+        values: dict[float, list[Tensor]] = {}
+        gradients = []
+        for alike in groups:
+            samples_LSM = _stack([samples[i] for i in alike])
+            with full_precision(samples_LSM):
+                value_L, gradient_LSM = self.value_and_gradient(samples_LSM)
+            values.setdefault(weights[alike[0]], []).append(value_L.to(samples[0].device))
+            gradients.append(gradient_LSM)
+        totals = [torch.cat(own).sum() * by for by, own in values.items()]
+
+        def times(factor: Tensor) -> list[Tensor]:
+            found: dict[int, Tensor] = {}
+            for alike, gradient_LSM in zip(groups, gradients, strict=True):
+                by = (factor * weights[alike[0]]).to(gradient_LSM.device)
+                own_LSM = (gradient_LSM * by).to(samples[alike[0]].dtype)
+                found |= dict(zip(alike, own_LSM.unbind(), strict=True))
+            return [found[i] for i in range(len(samples))]
+
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum(), times
 
     def _total_by_autograd(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         values = zip(self.values(samples), weights, strict=True)
@@ -103,37 +125,25 @@ class ActivationPenalty(ABC):
 
 
 class _InClosedForm(torch.autograd.Function):
-    """Weighted penalties of layers, all in few operations: their number is what costs on a GPU."""
+    """Weighted penalties of layers."""
 
     @staticmethod
     def forward(
         ctx: Any, penalty: ActivationPenalty, weights: Sequence[float], *samples: Tensor
     ) -> Tensor:
-        kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
+        total, ctx.gradients = penalty.total_and_gradients(samples, weights)
         ctx.penalty, ctx.weights = penalty, weights
-        ctx.together = list(places_of(kinds).values())
-        found = penalty.values_and_gradients([[samples[i] for i in own] for own in ctx.together])
-        ctx.save_for_backward(*samples, *(gradient_LSM for _, gradient_LSM in found))
-        values: dict[float, list[Tensor]] = {}
-        for alike, (value_L, _) in zip(ctx.together, found, strict=True):
-            values.setdefault(weights[alike[0]], []).append(value_L.to(samples[0].device))
-        totals = [torch.cat(own).sum() * by for by, own in values.items()]
-        return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+        ctx.save_for_backward(*samples)
+        return total
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
-        count = len(ctx.weights)
-        samples, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        samples = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             total = ctx.penalty._total_by_autograd(samples, ctx.weights)
-            own = torch.autograd.grad(total, samples, create_graph=True)
-            return None, None, *(one * factor.to(one) for one in own)
-        found: dict[int, Tensor] = {}
-        for alike, gradient_LSM in zip(ctx.together, gradients, strict=True):
-            by = (factor * ctx.weights[alike[0]]).to(gradient_LSM.device)
-            own_LSM = (gradient_LSM * by).to(samples[alike[0]].dtype)
-            found |= dict(zip(alike, own_LSM.unbind(), strict=True))
-        return None, None, *(found[i] for i in range(count))
+            gradients = torch.autograd.grad(total, samples, create_graph=True)
+            return None, None, *(one * factor.to(one) for one in gradients)
+        return None, None, *ctx.gradients(factor)
 
 
 def _stack(alike: Sequence[Tensor]) -> Tensor:

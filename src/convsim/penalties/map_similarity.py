@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convsim.backends import maps
-from convsim.penalties.activation import ActivationPenalty
+from convsim.penalties.activation import ActivationPenalty, Gradients
 from convsim.penalties.base import LayerReduction
 from convsim.penalties.correlation import squared_correlation, squared_correlation_and_gradient
 
@@ -50,10 +50,11 @@ class MapSimilarity(ActivationPenalty):
         """Compute the penalty and its gradient (L, S, M), in closed form."""
         return squared_correlation_and_gradient(samples_LSM)
 
-    def values_and_gradients(
-        self, groups: Sequence[Sequence[Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Compute both for all layers in one call where the C++ serves."""
-        if maps.serve([samples_SM for alike in groups for samples_SM in alike]):
-            return maps.squared_correlations(groups)
-        return super().values_and_gradients(groups)
+    def total_and_gradients(
+        self, samples: Sequence[Tensor], weights: Sequence[float]
+    ) -> tuple[Tensor, Gradients]:
+        """Compute both in C++ where it serves."""
+        if not maps.serve(samples):
+            return super().total_and_gradients(samples, weights)
+        total, gradients = maps.squared_correlations(samples, weights)
+        return total, lambda factor: gradients if factor == 1 else [g * factor for g in gradients]

@@ -43,19 +43,20 @@ def sample_maps(
         (S, M) of the maps' dtype, or float32, differentiable, also twice; and where their gradient meets that
         of the maps, None where it is sent back as by indexing.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _read_traced(maps_NMx, count), None
-    places = maps.places_in(maps_NMx, count)
-    if places is None and not tensors_are_real():
+    if not tensors_are_real(maps_NMx):
         return _read_traced(maps_NMx, count), None
     recorded = torch.is_grad_enabled() and maps_NMx.requires_grad
     if not recorded or maps_NMx.is_leaf or maps_NMx._is_view():  # autograd would copy a view
         return _Places(maps_NMx, count).read(maps_NMx), None
-    meeting = Meeting(maps_NMx, count, balance)
+    meeting, places = Meeting(maps_NMx, count, balance), _places(maps_NMx, count)
     with torch.autograd._unsafe_preserve_version_counter(maps_NMx):  # type: ignore[attr-defined]
         # No number is changed.
-        _, samples_SM = _Sampled.apply(maps_NMx, meeting, places or _Places(maps_NMx, count))  # type: ignore[no-untyped-call]
+        _, samples_SM = _Sampled.apply(maps_NMx, meeting, places)  # type: ignore[no-untyped-call]
     return samples_SM, meeting
+
+
+def _places(maps_NMx: Tensor, count: int) -> maps.Places | _Places:
+    return maps.places_in(maps_NMx, count) or _Places(maps_NMx, count)
 
 
 class _Places:
@@ -214,8 +215,7 @@ class Meeting:
             gradient_NMx = self._zeros()
         elif held != _holders_of_one_alone() or 0 in gradient_NMx.stride():
             gradient_NMx = gradient_NMx.clone()
-        places = maps.places_in(gradient_NMx, self._count) or _Places(gradient_NMx, self._count)
-        places.add_(gradient_NMx, own_SM)
+        _places(gradient_NMx, self._count).add_(gradient_NMx, own_SM)
         return gradient_NMx
 
     def _zeros(self) -> Tensor:
