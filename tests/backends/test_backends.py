@@ -10,7 +10,7 @@ from torch import nn
 from cases import GEOMETRIES, OPTIONS
 from closeness import assert_close, rounding
 from convsim import ConvolutionalSimilarity, ConvsimError, Regularizer, backends
-from convsim.backends import compiled, eager, fused
+from convsim.backends import eager, fused
 from convsim.backends.library import library
 from convsim.backends.problem import Job, half_classes
 from convsim.kernels import kernel_bank

@@ -8,6 +8,7 @@ from torch import nn
 
 from closeness import assert_close
 from convsim import Regularizer
+from convsim.backends.maps import _places
 from convsim.kernels.windows import spread
 from convsim.penalties import MapSimilarity
 from convsim.regularizer.sampling import sample_maps
@@ -64,6 +65,16 @@ def gradients(layer, inputs, end, penalty):
     return value.detach(), [*found, layer.bias.grad]
 
 
+@pytest.fixture(params=["compiled", "eager"])
+def backend(request, monkeypatch):
+    """Read and add by the C++ where there is a compiler, and by torch."""
+    monkeypatch.setenv("CONVSIM_BACKEND", request.param)
+    _places.cache_clear()
+    yield
+    _places.cache_clear()
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("kind", LAYERS)
@@ -79,6 +90,7 @@ def test_gradients_are_those_of_autograd(kind, end, last):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_maps_of_half_precision_get_the_gradient_at_their_positions(dtype):
     reseed()

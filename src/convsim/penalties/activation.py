@@ -19,7 +19,6 @@ from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, check_reduction
 from convsim.precision import at_least_float32, full_precision
 
-
 Gradients = Callable[[Tensor], Sequence[Tensor]]
 """Called with a factor, returns it times the gradient of every layer's samples (S, M)."""
 

@@ -40,8 +40,8 @@ def sample_maps(
         balance: Where to weigh gradients instead of adding them, while it is pending.
 
     Returns:
-        (S, M) of the maps' dtype, or float32, differentiable, also twice; and where their gradient meets that
-        of the maps, None where it is sent back as by indexing.
+        (S, M) of the maps' dtype or float32, differentiable, also twice; and where their gradient
+        meets that of the maps, None where it is sent back as by indexing.
     """
     if not tensors_are_real(maps_NMx):
         return _read_traced(maps_NMx, count), None
