@@ -22,10 +22,10 @@ constexpr int TILE_ROWS = 8, TILE_VECTORS = 2; // as many sums as there are regi
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 1;
 #endif
 constexpr int64_t TILE_COLUMNS = TILE_VECTORS * LANES;
-constexpr int64_t AHEAD = 12;                   // rows fetched before they are read
-constexpr int64_t PRODUCTS_OF_A_THREAD = 1 << 22;
-constexpr double VARIANCE = 1e-5;               // ε
-constexpr double PEAK = 1e12;                   // the largest value taken as it is
+constexpr int64_t AHEAD = 12;                     // rows fetched before they are read
+constexpr int64_t PRODUCTS_OF_A_THREAD = 1 << 22; // fewer are sooner done than a thread is woken
+constexpr double VARIANCE = 1e-5;                 // ε
+constexpr double PEAK = 1e12;                     // the largest value taken as it is
 
 struct BFloat16 {
   uint16_t bits;

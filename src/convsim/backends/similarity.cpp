@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t CHANNELS_OF_A_SUM = 128;    // products summed in the filters' own type
 constexpr int64_t CHANNELS_OF_A_TASK = 64;    // matched: channels that one thread walks through
 constexpr int64_t ELEMENTS_OF_A_TASK = 32768; // crossed: elements that one thread walks through
+constexpr int64_t PRODUCTS_OF_A_THREAD = 1 << 20; // fewer are sooner done than a thread is woken
 
 } // namespace
 
@@ -377,7 +378,12 @@ template <class T> void matched(Layer &layer, const Options &options, Shared &sh
 
 template <class T> void similarity(Layer *layers, int64_t count, Options options, int threads) {
   Shared shared;
-#pragma omp parallel num_threads(threads)
+  int64_t products = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Layer &own = layers[i];
+    products += own.groups * own.members * own.channels * own.taps * own.taps;
+  }
+#pragma omp parallel num_threads(threads) if (products > PRODUCTS_OF_A_THREAD)
   for (int64_t i = 0; i < count; ++i) // a layer at a time: its second pass finds it in the cache
     (options.matched ? matched<T> : crossed<T>)(layers[i], options, shared);
 }
