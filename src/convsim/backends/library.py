@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from convsim.home import home
 
@@ -57,11 +58,14 @@ def _build(compiler: str) -> Path:
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)
         units = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            target = Path(scratch) / "compiled.so"
-            subprocess.run(
-                [compiler, *flags, *units, "-o", str(target)],
-                capture_output=True, text=True, check=True, timeout=120,
-            )  # fmt: skip
-            target.replace(built)
+        lock = FileLock(folder / "compiled.lock")  # of one name, a killed build is built over
+        with lock, tempfile.TemporaryDirectory() as scratch:
+            if not built.exists():
+                target, copy = Path(scratch) / "compiled.so", folder / "compiled.tmp"
+                subprocess.run(
+                    [compiler, *flags, *units, "-o", str(target)],
+                    capture_output=True, text=True, check=True, timeout=120,
+                )  # fmt: skip
+                shutil.copyfile(target, copy)
+                copy.replace(built)
     return built
