@@ -35,7 +35,8 @@ network itself). In each it is also within 10⁻⁶ of the loop by hand in that 
 if that is half, except where the penalty is compiled as well and attached in half precision: its
 sums then round in another order. **GPU**: fp16 was not checked, because on a CPU this framework
 trains in the precision named after it instead, where it equals the loop by hand. Compiled is
-`torch.compile` with `aot_eager`; `inductor` is tested with the plain loop. "Attached" is `Regularizer(model).attach(criterion)`,
+`torch.compile` with `aot_eager`; `inductor` is tested with the plain loop.
+"Attached" is `Regularizer(model).attach(criterion)`,
 which the Accelerate rows use too; Lightning and Trainer take their callbacks, and Trainer's
 attaches to the model.
 
