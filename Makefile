@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Python compiles what is imported when it is: half of the set-up's time went to what never is.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test check lint types docs wheel release processors bench-quick soak oldest audit clean help
 
@@ -14,15 +16,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[lab,shrink]'
 	touch $@
 
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
 $(VENV)/.ready-dev: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm & vision=$$!; \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/vision torchvision timm & vision=$$!; \
+	$(INSTALL) --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision
 	touch $@
 
 demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/
@@ -69,7 +71,7 @@ release: wheel  ## check what `make wheel` built from a tagged, clean commit, an
 	$(BIN)/python -m twine upload dist/*
 
 soak: $(VENV)/.ready-dev  ## what is too long for `make test`: kills, memory, fuzzing, mutants; started again, it goes on
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[soak]'
+	$(INSTALL) --editable '.[soak]'
 	for part in kills memory fuzz mutants; do OMP_NUM_THREADS=1 $(BIN)/python soak/$$part.py || exit 1; done
 
 oldest:  ## the tests of the core under the oldest torch that pyproject.toml allows

@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from leaks import set_aside
 from needs import need_chromium, need_module
 from seeds import SEED, reseed
 
@@ -38,6 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "vision" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.vision)
+
+
+def pytest_collection_finish() -> None:
+    """Spare later collections of garbage what has been imported, which is there to stay."""
+    set_aside()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter take apart what was set aside."""
+    gc.unfreeze()
 
 
 def pytest_report_header() -> str:
