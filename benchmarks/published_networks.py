@@ -12,6 +12,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -113,10 +114,11 @@ def direction() -> nn.Module:
     import onnx  # noqa: PLC0415
     import onnx2torch  # noqa: PLC0415 # type: ignore[import-not-found]
     import onnxruntime  # noqa: PLC0415
-    import rapidocr_onnxruntime  # noqa: PLC0415 # type: ignore[import-not-found]
 
-    folder = Path(rapidocr_onnxruntime.__file__).parent / "models"
-    (published,) = folder.glob("*_cls_infer.onnx")
+    package = find_spec("rapidocr_onnxruntime")  # not imported: it would ask for OpenCV
+    if package is None or package.origin is None:
+        raise SystemExit("pip install rapidocr-onnxruntime onnx2torch")
+    (published,) = (Path(package.origin).parent / "models").glob("*_cls_infer.onnx")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as scratch:
