@@ -33,9 +33,8 @@ _FEW_SAMPLES = 4
 """How many tell roughly what a fit repairs."""
 _MOST_PREDICTORS, _MOST_SAMPLES = 8192, 2048
 """Of more predictors not their products are kept but the samples, and no more than so many."""
-_RIDGE = 1e-3
-"""Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
-it is."""
+_UNEXPLAINED = 0.3
+"""Of what a layer's outputs lack, the share that is chance over that which can be told."""
 _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
@@ -218,9 +217,8 @@ class _Stage:
         if self.few:
             windows_GSP, want_SO, got_SO = _together(samples)
             missing_GSM = self._missing(want_SO, got_SO)
-            more = ridge_regression_of_few(
-                windows_GSP, missing_GSM, constant=constant, ridge=_RIDGE
-            )
+            ridge = self._ridge(windows_GSP.shape[1])
+            more = ridge_regression_of_few(windows_GSP, missing_GSM, constant=constant, ridge=ridge)
         else:
             more = self._fitted(samples, constant)
         more_GPM, constant_GM = more
@@ -231,6 +229,15 @@ class _Stage:
             self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
+    def _ridge(self, samples: int) -> float:
+        """Choose how strongly a regression is pulled towards the weight as it is.
+
+        The ridge of Hoerl, Kennard and Baldwin (1975), relative to the mean square of each
+        predictor: P over S, times the share of the outputs that is chance over that which is told,
+        which few samples cannot tell and is taken as given.
+        """
+        return _UNEXPLAINED * self.predictors / samples
+
     def _fitted(self, samples: Iterator[_Sample], constant: bool) -> tuple[Tensor, Tensor]:
         """Regress what is missing; then, before a ReLU, what is missing of what that hears."""
         device = filters_of(self.layer).device
@@ -240,7 +247,8 @@ class _Stage:
             statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
             if self.fate.rectified and self.rounds:
                 kept.append((windows_GSP, want_SO, got_SO))
-        regression = RidgeRegression(statistics, constant=constant, ridge=_RIDGE)
+        ridge = self._ridge(statistics.samples)
+        regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
         more_GPM, constant_GM = regression.tell(statistics.cross(), statistics.means()[1])
         if not kept:
             return more_GPM, constant_GM
