@@ -188,6 +188,8 @@ def train_all(case: Case, how: str) -> None:
     path = shrinking_tables.TRAINED
     kind, _, epochs = how.partition(":")
     for name, make in methods(case, "parameters", TRAINED):
+        if case.options.methods and name not in case.options.methods:
+            continue
         key = case.base() | {"kind": kind, "trained": int(epochs), "share": TRAINED, "method": name}
         if _key(key) in _done(path):
             continue
@@ -263,6 +265,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--layers", nargs="*", default=[], help="as layers= of convsim.shrink")
     parser.add_argument("--then", nargs="*", default=[], help="finetune:EPOCHS or distill:EPOCHS")
+    parser.add_argument("--methods", nargs="*", default=[], help="of --then, by name; all if none")
     parser.add_argument("--lr", type=float, nargs="*", default=[0.01, 0.03, 0.1])
     options = parser.parse_args()
     data = load_dataset(options.data)
