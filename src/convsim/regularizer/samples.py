@@ -21,11 +21,11 @@ from convsim.regularizer.sampling import Balance, Meeting, sample_maps
 _RUNS = 16  # of one layer that are kept
 
 
-class _Passed:
-    """Whether a backward pass has been in any of the forward passes that are kept."""
+class _Since:
+    """Whether the forward passes that are kept have been asked for, or a backward pass was there."""
 
     def __init__(self) -> None:
-        self.any = False
+        self.asked = self.passed = False
 
 
 class _Run:
@@ -36,16 +36,16 @@ class _Run:
         over: Whether the backward pass has been there.
     """
 
-    def __init__(self, samples_SM: Tensor, meeting: Meeting | None, passed: _Passed) -> None:
+    def __init__(self, samples_SM: Tensor, meeting: Meeting | None, since: _Since) -> None:
         self.samples = samples_SM
         self.over = False
-        self._passed = passed
+        self._since = since
         if meeting is not None:  # which the graph holds: a strong reference would hold the graph
             meeting.run = weakref.ref(self)
 
     def end(self) -> None:
         """Keep the numbers alone."""
-        self.over = self._passed.any = True
+        self.over = self._since.passed = True
         self.samples = self.samples.detach()
 
 
@@ -84,21 +84,20 @@ class Samples:
     ) -> None:
         self.modules = tuple(modules)
         self._runs: dict[str, list[_Run]] = {}
-        self._asked = [False]
-        runs, asked = self._runs, self._asked  # not self: dropping it must end the watch
-        passed = _Passed()
+        self._since = _Since()
+        runs, since = self._runs, self._since  # not self: dropping it must end the watch
 
         def look(name: str, module: nn.Module, output: Tensor) -> None:
             maps_NMx = _require_maps(name, module, output)
-            if asked[0] or passed.any:
+            if since.asked or since.passed:
                 runs.clear()
-            asked[0] = passed.any = False
+            since.asked = since.passed = False
             own = runs.setdefault(name, [])
             if not takes_any_gradient(module):
                 return
             del own[: -(_RUNS - 1) if module.training else None]
             if maps_NMx.numel():
-                own.append(_Run(*sample_maps(maps_NMx, penalty.samples, balance), passed))
+                own.append(_Run(*sample_maps(maps_NMx, penalty.samples, balance), since))
 
         self._watch = Watch(self.modules, look)
         self.close = self._watch.close
@@ -120,7 +119,7 @@ class Samples:
                 "that records gradients (not under torch.no_grad()), and checkpoint activations "
                 "with use_reentrant=False."
             )
-        self._asked[0] = True
+        self._since.asked = True
         every = [run for own in self._runs.values() for run in own]
         over = all(run.over for run in every)
         return {
