@@ -22,7 +22,7 @@ _RUNS = 16  # of one layer that are kept
 
 
 class _Since:
-    """Whether the forward passes that are kept have been asked for, or a backward pass was there."""
+    """What has happened to the forward passes that are kept."""
 
     def __init__(self) -> None:
         self.asked = self.passed = False
