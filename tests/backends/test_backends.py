@@ -297,6 +297,16 @@ def test_eager_serves_where_triton_cannot_compile(monkeypatch):
         fused._triton_works.cache_clear()
 
 
+def test_eager_serves_where_nothing_can_be_written(monkeypatch):
+    monkeypatch.setenv("CONVSIM_HOME", "/proc")
+    library.cache_clear()
+    try:
+        assert library() is None
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+
+
 def test_the_build_is_kept(monkeypatch, tmp_path):
     need_compiler()
     monkeypatch.setenv("CONVSIM_HOME", str(tmp_path))

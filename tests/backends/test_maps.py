@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from closeness import assert_close
+from convsim import ConvsimError
 from convsim.backends import maps
 from convsim.kernels.windows import spread
 from convsim.penalties import MapSimilarity
@@ -89,6 +91,20 @@ def test_bfloat16_is_rounded_as_torch_rounds():
 )
 def test_what_cannot_be_read_as_it_lies_is_left_to_torch(refused):
     assert maps.places_in(refused, COUNT) is None
+    assert not maps.serve([torch.zeros(3, 4).to(refused.dtype), refused])
+
+
+def test_a_recording_of_torchs_operations_holds_the_penalty():
+    record = make_fx(lambda x: MapSimilarity().total([x], [1.0]))
+    reseed()
+    one, other = torch.randn(2, 9, 3)
+    torch.testing.assert_close(record(one)(other), MapSimilarity().total([other], [1.0]))
+
+
+def test_a_forced_backend_of_no_name_is_refused(monkeypatch):
+    monkeypatch.setenv("CONVSIM_BACKEND", "egaer")
+    with pytest.raises(ConvsimError, match="'compiled', 'fused', 'eager'; got 'egaer'"):
+        maps.serve([torch.zeros(3, 4)])
 
 
 @given(
@@ -119,7 +135,7 @@ def test_correlations_and_gradients_are_those_of_the_formula(shapes, dtype, scal
         # what a gradient is where a correlation is 1, before what leaves ρ as it is cancels
         least = (x.var(0, correction=0).min() + EPSILON) * len(x)
         size = by * 4 / x.shape[1] / least.sqrt().item()
-        assert_close(own, one, terms=4 * 70, size=size, dtype=dtype)
+        assert_close(own[0], one, terms=4 * 70, size=size, dtype=dtype)
 
 
 def test_wide_and_long_layers_of_real_sizes():
@@ -128,7 +144,7 @@ def test_wide_and_long_layers_of_real_sizes():
     _, gradients = maps.squared_correlations(samples, [1.0] * 4)
     for one, own in zip(samples, gradients, strict=True):
         value, expected = MapSimilarity().value_and_gradient(one.double()[None])
-        assert_close(own, expected[0], terms=2 * max(one.shape), dtype=torch.float32)
+        assert_close(own, expected, terms=2 * max(one.shape), dtype=torch.float32)
         alone, _ = maps.squared_correlations([one], [1.0])
         assert_close(alone, value[0], terms=2 * max(one.shape), dtype=torch.float32)
 

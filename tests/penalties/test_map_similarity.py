@@ -60,6 +60,69 @@ def test_gradients_check_also_twice(penalty):
     assert torch.autograd.gradgradcheck(total, samples)
 
 
+TOTALS = pytest.mark.parametrize(
+    "penalty", [MapSimilarity(), DeCov()], ids=["recommended", "decov"]
+)
+
+
+@TOTALS
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_total_is_differentiated_as_a_sum_of_values(penalty, create_graph):
+    """Also of samples that are there twice, that need no gradient, and with a large factor."""
+    reseed()
+    s, t = torch.randn(2, 8, 3)
+    s.requires_grad_()
+    (expected,) = torch.autograd.grad(2**17 * penalty.value(s[None]).sum(), s)
+    total = 2**16 * penalty.total([s, t, s], [1.0, 0.5, 1.0])
+    (actual,) = torch.autograd.grad(total, s, create_graph=create_graph)
+    assert_close(actual, expected, terms=8 * 3)
+
+
+@TOTALS
+def test_a_second_derivative_does_not_go_back_through_earlier_layers(penalty):
+    first = torch.randn(8, 3, requires_grad=True)
+    middle, visits = first * 2, []
+    middle.register_hook(visits.append)
+    total = penalty.total([middle, middle.sin()], [1.0, 1.0])
+    torch.autograd.grad(total, first, create_graph=True)
+    assert len(visits) == 1
+
+
+@TOTALS
+def test_a_gradient_may_be_written_to_and_goes_after_the_backward_pass(penalty):
+    samples = torch.randn(8, 3, requires_grad=True)
+    total = penalty.total([samples], [1.0])
+    (one,) = torch.autograd.grad(total, samples, retain_graph=True)
+    kept = one.clone()
+    one.mul_(5)
+    (again,) = torch.autograd.grad(total, samples)
+    assert torch.equal(again, kept)
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+
+
+@TOTALS
+def test_half_precision_gradients_of_a_scaled_loss_are_finite(penalty):
+    samples = torch.randn(64, 3).half().requires_grad_()
+    total = 2**16 * penalty.total([samples], [1e-3])
+    (gradient,) = torch.autograd.grad(total, samples, create_graph=True)
+    assert gradient.isfinite().all()
+
+
+def test_a_subclass_is_asked_for_its_own_value():
+    class Thrice(MapSimilarity):
+        def value_and_gradient(self, samples_LSM):
+            value, gradient = super().value_and_gradient(samples_LSM)
+            return 3 * value, 3 * gradient
+
+    reseed()
+    samples = torch.randn(8, 3, requires_grad=True)
+    one, other = (p.total([samples], [1.0]) for p in (MapSimilarity(), Thrice()))
+    torch.testing.assert_close(other, 3 * one)
+    gradients = (torch.autograd.grad(total, samples)[0] for total in (other, 3 * one))
+    torch.testing.assert_close(*gradients)
+
+
 def test_neither_scale_nor_offset_matters():
     reseed()
     samples = torch.randn(4096, 6) @ torch.randn(6, 6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from convsim.backends import compiled, eager, fused, sharded
+from convsim.backends.library import chosen_backend
 from convsim.backends.problem import Backend, Job, together
 from convsim.caching import tensors_are_real
-from convsim.errors import ConvsimError
 from convsim.kernels import KernelBank
 from convsim.similarity import Options
 
@@ -98,10 +97,6 @@ def _add_gradients_(jobs: Sequence[Job], factor: float, options: Options) -> lis
 
 def _candidates(device: torch.device) -> list[Backend]:
     """List the backends to try; the first that serves a layer takes it."""
-    name = os.environ.get("CONVSIM_BACKEND")
-    if name is not None and name not in _BACKENDS:
-        raise ConvsimError(
-            f"CONVSIM_BACKEND must be one of {', '.join(map(repr, _BACKENDS))}; got {name!r}."
-        )
+    name = chosen_backend()
     first = _FASTEST.get(device.type, eager) if name is None else _BACKENDS[name]
     return [sharded, first, eager]

@@ -20,13 +20,32 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from convsim.errors import ConvsimError
 from convsim.home import home
 
 _FOLDER = Path(__file__).parent
 _SOURCES = [_FOLDER / name for name in ("lanes.h", "similarity.cpp", "maps.cpp")]
 _INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
 
+_BACKENDS = ("compiled", "fused", "eager")
+_SECONDS = 120
+"""That a build may take."""
+
 logger = logging.getLogger(__name__)
+
+
+def chosen_backend() -> str | None:
+    """Read ``$CONVSIM_BACKEND``, which forces one.
+
+    Raises:
+        ConvsimError: If there is none of that name.
+    """
+    name = os.environ.get("CONVSIM_BACKEND")
+    if name is not None and name not in _BACKENDS:
+        raise ConvsimError(
+            f"CONVSIM_BACKEND must be one of {', '.join(map(repr, _BACKENDS))}; got {name!r}."
+        )
+    return name
 
 
 @cache
@@ -58,14 +77,15 @@ def _build(compiler: str) -> Path:
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)
         units = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
-        lock = FileLock(folder / "compiled.lock")  # of one name, a killed build is built over
+        lock = FileLock(folder / "compiled.lock", timeout=2 * _SECONDS)
+        Path(lock.lock_file).touch()  # fails at once where nothing can be written
         with lock, tempfile.TemporaryDirectory() as scratch:
             if not built.exists():
                 target, copy = Path(scratch) / "compiled.so", folder / "compiled.tmp"
                 subprocess.run(
                     [compiler, *flags, *units, "-o", str(target)],
-                    capture_output=True, text=True, check=True, timeout=120,
+                    capture_output=True, text=True, check=True, timeout=_SECONDS,
                 )  # fmt: skip
-                shutil.copyfile(target, copy)
+                shutil.copyfile(target, copy)  # of one name: what a kill leaves is written over
                 copy.replace(built)
     return built

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "lanes.h"
@@ -226,8 +227,10 @@ double correlation(const T *x, int64_t samples, int64_t maps, double factor, T *
   return total;
 }
 
-template <class T> void penalise(Sampled *layers, int64_t count, int threads) {
+// Tell whether memory was too little.
+template <class T> int penalise(Sampled *layers, int64_t count, int threads) {
   double products = 0;
+  int failed = 0;
   for (int64_t i = 0; i < count; ++i)
     products += double(layers[i].count) * layers[i].maps * std::min(layers[i].count, layers[i].maps);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (products > PRODUCTS_OF_A_THREAD)
@@ -235,9 +238,15 @@ template <class T> void penalise(Sampled *layers, int64_t count, int threads) {
     Sampled &layer = layers[i];
     const double samples = layer.count, pairs = std::max<int64_t>(1, layer.maps * (layer.maps - 1));
     const double by = 1 / (samples * samples * pairs);
-    layer.value = by * correlation(static_cast<const T *>(layer.samples), layer.count, layer.maps,
-                                   layer.weight * by, static_cast<T *>(layer.gradient));
+    try {
+      layer.value = by * correlation(static_cast<const T *>(layer.samples), layer.count, layer.maps,
+                                     layer.weight * by, static_cast<T *>(layer.gradient));
+    } catch (const std::bad_alloc &) {
+#pragma omp atomic write
+      failed = 1;
+    }
   }
+  return failed;
 }
 
 } // namespace
@@ -261,10 +270,10 @@ void add_float64(const Places *places, double *maps, const double *own) {
   add(*places, maps, own);
 }
 
-void correlation_float32(Sampled *layers, int64_t count, int threads) {
-  penalise<float>(layers, count, threads);
+int correlation_float32(Sampled *layers, int64_t count, int threads) {
+  return penalise<float>(layers, count, threads);
 }
-void correlation_float64(Sampled *layers, int64_t count, int threads) {
-  penalise<double>(layers, count, threads);
+int correlation_float64(Sampled *layers, int64_t count, int threads) {
+  return penalise<double>(layers, count, threads);
 }
 }

@@ -10,7 +10,6 @@ Shape suffixes: N images, M maps, S samples.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import prod
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsim.backends.library import library
+from convsim.backends.library import chosen_backend, library
 from convsim.kernels.windows import spread
 
 _OF_DTYPE = {
@@ -87,11 +86,19 @@ class Places:
 
 def places_in(maps_NMx: Tensor, count: int) -> Places | None:
     """Find so many positions of maps; None where their numbers cannot be read as they lie."""
-    if not maps_NMx.is_cpu or type(maps_NMx) is not Tensor:
-        return None
-    if maps_NMx.layout is not torch.strided or maps_NMx.is_neg():
+    if not _lies_plainly(maps_NMx):
         return None
     return _places(maps_NMx.shape, maps_NMx.stride(), maps_NMx.dtype, count)
+
+
+def _lies_plainly(tensor: Tensor) -> bool:
+    return (
+        tensor.is_cpu
+        and type(tensor) is Tensor
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and torch._C._len_torch_dispatch_stack() == 0  # which may record torch's operations
+    )
 
 
 @lru_cache(256)
@@ -105,35 +112,37 @@ def _places(
 
 
 def _chosen() -> bool:
-    name = os.environ.get("CONVSIM_BACKEND", "compiled")
-    return name == "compiled" and library() is not None
+    return chosen_backend() in (None, "compiled") and library() is not None
 
 
 def serve(samples: Sequence[Tensor]) -> bool:
     """Tell whether `squared_correlations` takes layers' samples."""
     dtype = samples[0].dtype
-    return (
-        dtype in _OF_SAMPLES
-        and all(one.is_cpu and one.dtype == dtype for one in samples)
-        and _chosen()
-    )
+    if dtype not in _OF_SAMPLES or any(one.dtype != dtype for one in samples):
+        return False
+    return all(map(_lies_plainly, samples)) and _chosen()
 
 
 def squared_correlations(
     samples: Sequence[Tensor], weights: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Sum weight · mean squared correlation over layers' samples (S, M); with the gradients.
+    """Sum weight · mean squared correlation over layers' samples (S, M).
+
+    Returns:
+        The sum and its gradients: (1, S, M) of each layer.
 
     Cost: 1.5·S·M·min(S, M) multiplications.
     """
     samples = [samples_SM.contiguous() for samples_SM in samples]
-    gradients = [torch.empty_like(samples_SM) for samples_SM in samples]
+    gradients = [torch.empty_like(samples_SM[None]) for samples_SM in samples]
     layers = (_Sampled * len(samples))()
-    for layer, samples_SM, own_SM, by in zip(layers, samples, gradients, weights, strict=True):
-        layer.samples, layer.gradient = samples_SM.data_ptr(), own_SM.data_ptr()
+    for layer, samples_SM, own_1SM, by in zip(layers, samples, gradients, weights, strict=True):
+        layer.samples, layer.gradient = samples_SM.data_ptr(), own_1SM.data_ptr()
         (layer.count, layer.maps), layer.weight = samples_SM.shape, by
     dtype = samples[0].dtype
-    _call(f"correlation_{_OF_SAMPLES[dtype]}")(layers, len(samples), torch.get_num_threads())
+    call = _call(f"correlation_{_OF_SAMPLES[dtype]}")
+    if call(layers, len(samples), torch.get_num_threads()):
+        raise MemoryError("no memory for the correlations of a layer's samples")
     total = sum(layer.weight * layer.value for layer in layers)
     return torch.tensor(total, dtype=dtype, device="cpu"), gradients
 
@@ -142,5 +151,5 @@ def squared_correlations(
 def _call(name: str) -> Any:
     function = getattr(library(), name)
     function.argtypes = _ARGUMENTS[name.partition("_")[0]]
-    function.restype = None
+    function.restype = ctypes.c_int if name.startswith("correlation") else None
     return function

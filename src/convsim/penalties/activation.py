@@ -6,8 +6,8 @@ Layers of one shape are taken together. Shape suffixes: L layers, S samples, M m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,19 @@ from convsim.kernels import KernelBank
 from convsim.penalties.base import LayerReduction, check_reduction
 from convsim.precision import at_least_float32, full_precision
 
-Gradients = Callable[[Tensor], Sequence[Tensor]]
-"""Called with a factor, returns it times the gradient of every layer's samples (S, M)."""
+
+class Weighted(NamedTuple):
+    """Layers' penalties put together, with the gradient.
+
+    Attributes:
+        total: Sum of weight · penalty.
+        places: For each tensor of gradients, of which layers it is.
+        gradients: Of the total: (L, S, M).
+    """
+
+    total: Tensor
+    places: list[list[int]]
+    gradients: list[Tensor]
 
 
 class ActivationPenalty(ABC):
@@ -84,34 +95,24 @@ class ActivationPenalty(ABC):
             return total
         return self._total_by_autograd(samples, weights)
 
-    def total_and_gradients(
-        self, samples: Sequence[Tensor], weights: Sequence[float]
-    ) -> tuple[Tensor, Gradients]:
-        """Compute `total`, and what gives its gradient.
+    def weighted(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Weighted:
+        """Compute `total` with its gradient, detached.
 
         All in few operations: their number is what costs on a GPU.
         """
         kinds = [(x.shape, x.dtype, x.device, by) for x, by in zip(samples, weights, strict=True)]
-        groups = list(places_of(kinds).values())
+        places = list(places_of(kinds).values())
         values: dict[float, list[Tensor]] = {}
         gradients = []
-        for alike in groups:
-            samples_LSM = _stack([samples[i] for i in alike])
+        for alike in places:
+            samples_LSM, by = _stack([samples[i] for i in alike]), weights[alike[0]]
             with full_precision(samples_LSM):
                 value_L, gradient_LSM = self.value_and_gradient(samples_LSM)
-            values.setdefault(weights[alike[0]], []).append(value_L.to(samples[0].device))
-            gradients.append(gradient_LSM)
+            values.setdefault(by, []).append(value_L.to(samples[0].device))
+            gradients.append(gradient_LSM * by)
         totals = [torch.cat(own).sum() * by for by, own in values.items()]
-
-        def times(factor: Tensor) -> list[Tensor]:
-            found: dict[int, Tensor] = {}
-            for alike, gradient_LSM in zip(groups, gradients, strict=True):
-                by = (factor * weights[alike[0]]).to(gradient_LSM.device)
-                own_LSM = (gradient_LSM * by).to(samples[alike[0]].dtype)
-                found |= dict(zip(alike, own_LSM.unbind(), strict=True))
-            return [found[i] for i in range(len(samples))]
-
-        return totals[0] if len(totals) == 1 else torch.stack(totals).sum(), times
+        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+        return Weighted(total, places, gradients)
 
     def _total_by_autograd(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         values = zip(self.values(samples), weights, strict=True)
@@ -130,19 +131,34 @@ class _InClosedForm(torch.autograd.Function):
     def forward(
         ctx: Any, penalty: ActivationPenalty, weights: Sequence[float], *samples: Tensor
     ) -> Tensor:
-        total, ctx.gradients = penalty.total_and_gradients(samples, weights)
+        total, ctx.places, gradients = penalty.weighted(samples, weights)
         ctx.penalty, ctx.weights = penalty, weights
-        ctx.save_for_backward(*samples)
+        ctx.save_for_backward(*samples, *gradients)
         return total
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
-        samples = ctx.saved_tensors
+        count = len(ctx.weights)
+        samples, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if torch.is_grad_enabled():  # create_graph=True
-            total = ctx.penalty._total_by_autograd(samples, ctx.weights)
-            gradients = torch.autograd.grad(total, samples, create_graph=True)
-            return None, None, *(one * factor.to(one) for one in gradients)
-        return None, None, *ctx.gradients(factor)
+            return None, None, *_differentiable(ctx.penalty, ctx.weights, samples, factor)
+        found: dict[int, Tensor] = {}
+        for alike, gradient_LSM in zip(ctx.places, gradients, strict=True):
+            own_LSM = gradient_LSM * factor.to(gradient_LSM.device)
+            found |= dict(zip(alike, own_LSM.to(samples[alike[0]].dtype).unbind(), strict=True))
+        return None, None, *(found[i] for i in range(count))
+
+
+def _differentiable(
+    penalty: ActivationPenalty, weights: Sequence[float], samples: Sequence[Tensor], factor: Tensor
+) -> list[Tensor | None]:
+    """Compute factor · gradient of each layer's samples by autograd, to be differentiated again."""
+    # As views: a sample that is there twice has two gradients, and none goes on to earlier layers.
+    own = [samples_SM.view_as(samples_SM) for samples_SM in samples]
+    total = penalty._total_by_autograd(own, weights)
+    wanted = [one for one in own if one.requires_grad]
+    found = iter(torch.autograd.grad(total, wanted, factor, create_graph=True))
+    return [next(found) if one.requires_grad else None for one in own]
 
 
 def _stack(alike: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convsim.backends import maps
-from convsim.penalties.activation import ActivationPenalty, Gradients
+from convsim.penalties.activation import ActivationPenalty, Weighted
 from convsim.penalties.base import LayerReduction
 from convsim.penalties.correlation import squared_correlation, squared_correlation_and_gradient
 
@@ -50,11 +50,9 @@ class MapSimilarity(ActivationPenalty):
         """Compute the penalty and its gradient (L, S, M), in closed form."""
         return squared_correlation_and_gradient(samples_LSM)
 
-    def total_and_gradients(
-        self, samples: Sequence[Tensor], weights: Sequence[float]
-    ) -> tuple[Tensor, Gradients]:
-        """Compute both in C++ where it serves."""
-        if not maps.serve(samples):
-            return super().total_and_gradients(samples, weights)
+    def weighted(self, samples: Sequence[Tensor], weights: Sequence[float]) -> Weighted:
+        """Compute `total` with its gradient, in C++ where it serves."""
+        if type(self) is not MapSimilarity or not maps.serve(samples):
+            return super().weighted(samples, weights)
         total, gradients = maps.squared_correlations(samples, weights)
-        return total, lambda factor: gradients if factor == 1 else [g * factor for g in gradients]
+        return Weighted(total, [[number] for number in range(len(samples))], gradients)
