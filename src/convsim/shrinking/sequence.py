@@ -33,8 +33,11 @@ _FEW_SAMPLES = 4
 """How many tell roughly what a fit repairs."""
 _MOST_PREDICTORS, _MOST_SAMPLES = 8192, 2048
 """Of more predictors not their products are kept but the samples, and no more than so many."""
-_UNEXPLAINED = 0.3
-"""Of what a layer's outputs lack, the share that is chance over that which can be told."""
+_RIDGE = 1e-3
+"""Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
+it is."""
+_RIDGE_OF_FEW = 3
+"""Times (P / S)², where there are so few samples that this is more: they are learnt by heart."""
 _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
@@ -126,6 +129,8 @@ class Fitting:
             stage.batches = self._batches_of(stage)
             samples = self._samples_of(stage.name, stage.batches)
             stage.few = samples < stage.predictors
+            share = stage.predictors / self._samples_of(stage.name, range(len(self._batches)))
+            stage.ridge = max(_RIDGE, _RIDGE_OF_FEW * share**2)
             bytes_read = samples * stage.groups * stage.predictors * _NUMBER
             if self._samples >= _SAMPLES and bytes_read <= _MOST_READ:
                 stage.rounds = _ROUNDS
@@ -199,7 +204,7 @@ class _Stage:
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
         self.batches: list[int] = []
-        self.few, self.rounds = False, 0
+        self.few, self.rounds, self.ridge = False, 0, _RIDGE
         filters_GMCn = filters_of(self.layer)
         self.groups, self.filters = filters_GMCn.shape[:2]
         self.outputs = self.groups * self.filters
@@ -217,8 +222,9 @@ class _Stage:
         if self.few:
             windows_GSP, want_SO, got_SO = _together(samples)
             missing_GSM = self._missing(want_SO, got_SO)
-            ridge = self._ridge(windows_GSP.shape[1])
-            more = ridge_regression_of_few(windows_GSP, missing_GSM, constant=constant, ridge=ridge)
+            more = ridge_regression_of_few(
+                windows_GSP, missing_GSM, constant=constant, ridge=self.ridge
+            )
         else:
             more = self._fitted(samples, constant)
         more_GPM, constant_GM = more
@@ -229,15 +235,6 @@ class _Stage:
             self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
-    def _ridge(self, samples: int) -> float:
-        """Choose how strongly a regression is pulled towards the weight as it is.
-
-        The ridge of Hoerl, Kennard and Baldwin (1975), relative to the mean square of each
-        predictor: P over S, times the share of the outputs that is chance over that which is told,
-        which few samples cannot tell and is taken as given.
-        """
-        return _UNEXPLAINED * self.predictors / samples
-
     def _fitted(self, samples: Iterator[_Sample], constant: bool) -> tuple[Tensor, Tensor]:
         """Regress what is missing; then, before a ReLU, what is missing of what that hears."""
         device = filters_of(self.layer).device
@@ -247,8 +244,7 @@ class _Stage:
             statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
             if self.fate.rectified and self.rounds:
                 kept.append((windows_GSP, want_SO, got_SO))
-        ridge = self._ridge(statistics.samples)
-        regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
+        regression = RidgeRegression(statistics, constant=constant, ridge=self.ridge)
         more_GPM, constant_GM = regression.tell(statistics.cross(), statistics.means()[1])
         if not kept:
             return more_GPM, constant_GM
