@@ -7,6 +7,7 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,7 +38,10 @@ _RIDGE = 1e-3
 """Of the regressions, relative to the mean square of each predictor; it pulls towards the weight as
 it is."""
 _RIDGE_OF_FEW = 3
-"""Times (P / S)², where there are so few samples that this is more: they are learnt by heart."""
+"""Times (P / S)²: where that is more, so few samples may be learnt by heart, and others tell which
+ridge, up to this one, is best."""
+_HELD_OUT = 5
+"""Every so manieth batch tells."""
 _MOST_BYTES = 2**28
 """Of samples of the original's outputs that are kept at a time."""
 _NUMBER = 4
@@ -129,8 +133,9 @@ class Fitting:
             stage.batches = self._batches_of(stage)
             samples = self._samples_of(stage.name, stage.batches)
             stage.few = samples < stage.predictors
-            share = stage.predictors / self._samples_of(stage.name, range(len(self._batches)))
-            stage.ridge = max(_RIDGE, _RIDGE_OF_FEW * share**2)
+            most = _RIDGE_OF_FEW * (stage.predictors / samples) ** 2
+            if self._samples >= _SAMPLES and most > _RIDGE and len(stage.batches) > 1:
+                stage.ridges = (_RIDGE, math.sqrt(_RIDGE * most), most)
             bytes_read = samples * stage.groups * stage.predictors * _NUMBER
             if self._samples >= _SAMPLES and bytes_read <= _MOST_READ:
                 stage.rounds = _ROUNDS
@@ -204,7 +209,8 @@ class _Stage:
         kept = axes.get(AxisKey(name, "output"), axes.get(AxisKey(name, "channel")))
         self.kept = None if kept is None else torch.tensor(kept)
         self.batches: list[int] = []
-        self.few, self.rounds, self.ridge = False, 0, _RIDGE
+        self.few, self.rounds = False, 0
+        self.ridges: tuple[float, ...] = (_RIDGE,)
         filters_GMCn = filters_of(self.layer)
         self.groups, self.filters = filters_GMCn.shape[:2]
         self.outputs = self.groups * self.filters
@@ -218,16 +224,13 @@ class _Stage:
     ) -> None:
         """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
         constant = self.layer.bias is not None or self.norm is not None
-        samples = self._samples(road, wanted, positions)
-        if self.few:
-            windows_GSP, want_SO, got_SO = _together(samples)
-            missing_GSM = self._missing(want_SO, got_SO)
-            more = ridge_regression_of_few(
-                windows_GSP, missing_GSM, constant=constant, ridge=self.ridge
-            )
-        else:
-            more = self._fitted(samples, constant)
-        more_GPM, constant_GM = more
+        samples: Iterable[_Sample] = self._samples(road, wanted, positions)
+        ridge = self.ridges[0]
+        if len(self.ridges) > 1:
+            samples = list(samples)
+            ridge = self._best_ridge(samples, constant)
+        fit = self._fitted_to_few if self.few else self._fitted
+        more_GPM, constant_GM = fit(samples, constant, ridge, self.rounds)
         filters_GMCn = filters_of(self.layer)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
@@ -235,16 +238,38 @@ class _Stage:
             self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
-    def _fitted(self, samples: Iterator[_Sample], constant: bool) -> tuple[Tensor, Tensor]:
+    def _best_ridge(self, samples: Sequence[_Sample], constant: bool) -> float:
+        """Choose the ridge by which a fit to most batches tells the others best."""
+        most = [one for number, one in enumerate(samples) if number % _HELD_OUT]
+        windows_GSP, want_SO, got_SO = _together(samples[::_HELD_OUT])
+        missing_GSM = self._missing(want_SO, got_SO)
+        fit = self._fitted_to_few if self.few else self._fitted
+        errors = {}
+        for ridge in self.ridges:
+            more_GPM, constant_GM = fit(most, constant, ridge, 0)
+            told_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
+            errors[ridge] = float((missing_GSM - told_GSM).square().sum())
+        return min(errors, key=errors.__getitem__)
+
+    def _fitted_to_few(
+        self, samples: Iterable[_Sample], constant: bool, ridge: float, _: int
+    ) -> tuple[Tensor, Tensor]:
+        windows_GSP, want_SO, got_SO = _together(samples)
+        missing_GSM = self._missing(want_SO, got_SO)
+        return ridge_regression_of_few(windows_GSP, missing_GSM, constant=constant, ridge=ridge)
+
+    def _fitted(
+        self, samples: Iterable[_Sample], constant: bool, ridge: float, rounds: int
+    ) -> tuple[Tensor, Tensor]:
         """Regress what is missing; then, before a ReLU, what is missing of what that hears."""
         device = filters_of(self.layer).device
         statistics = RegressionStatistics(self.groups, self.predictors, self.filters, device)
         kept: list[_Sample] = []
         for windows_GSP, want_SO, got_SO in samples:
             statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
-            if self.fate.rectified and self.rounds:
+            if self.fate.rectified and rounds:
                 kept.append((windows_GSP, want_SO, got_SO))
-        regression = RidgeRegression(statistics, constant=constant, ridge=self.ridge)
+        regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
         more_GPM, constant_GM = regression.tell(statistics.cross(), statistics.means()[1])
         if not kept:
             return more_GPM, constant_GM
@@ -252,7 +277,7 @@ class _Stage:
         alone = self.fate.addition is None
         rectifier = Rectifier.behind(self.norm_before if alone else None, self._of_kept)
         with full_precision(windows_GSP):
-            for _ in range(self.rounds):
+            for _ in range(rounds):
                 more_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(
                     windows_GSP
                 )
