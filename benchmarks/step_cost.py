@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py            # a quarter of an hour or more on 2 quiet cores
     python benchmarks/step_cost.py --quick    # `make bench-quick`: three minutes
+    python benchmarks/step_cost.py --network resnet18
     python benchmarks/step_cost.py --tables   # print what is on record
 
 All variants of a network take turns, step by step, so a ratio compares neighbours in time. Appends
@@ -96,6 +97,7 @@ def main() -> None:
     """Time, print, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two to five minutes")
+    parser.add_argument("--network", nargs="+", help="of those timed: cnn, resnet18, resnet50")
     parser.add_argument("--tables", action="store_true", help="print what is on record")
     chosen = parser.parse_args()
     if chosen.tables:
@@ -105,6 +107,8 @@ def main() -> None:
     precisions: list[Precision] = list(ARITHMETIC)
     rows = []
     for name, batch, size, rounds, penalties in QUICK if chosen.quick else SETTINGS:
+        if chosen.network and name not in chosen.network:
+            continue
         for precision in precisions:
             setting = f"{name}, {batch}, {size}×{size}"
             print(f"timing {setting}, {precision} …", file=sys.stderr)
