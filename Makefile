@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Python compiles what is imported when it is: half of the set-up's time went to what never is.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# By all cores, where pip takes one; some packages hold files that do not compile.
+COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV) > /dev/null || true
 
 .PHONY: demo test check lint types docs wheel release processors bench-quick soak oldest audit clean help
 
@@ -18,6 +19,7 @@ $(VENV)/bin/python:
 $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[lab,shrink]'
+	$(COMPILE)
 	touch $@
 
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
@@ -25,6 +27,7 @@ $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.ready-dev: $(READY)
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/vision torchvision timm & vision=$$!; \
 	$(INSTALL) --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision
+	$(COMPILE)
 	touch $@
 
 demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/
