@@ -128,14 +128,17 @@ def test_correlations_and_gradients_are_those_of_the_formula(shapes, dtype, scal
         for by, one in zip(weights, exact, strict=True)
     )
     assert total.dtype == dtype
-    assert_close(total, expected, terms=4 * 70, size=sum(weights), dtype=dtype)
-    for own, one, x, by in zip(
-        gradients, torch.autograd.grad(expected, exact), exact, weights, strict=True
+    least = [(x.var(0, correction=0).min() + EPSILON).sqrt() for x in exact]
+    cancelled = [  # in a map less its mean
+        (1 + x.abs().max() / own).item() for x, own in zip(exact, least, strict=True)
+    ]
+    assert_close(total, expected, terms=4 * 70, size=sum(weights) * max(cancelled), dtype=dtype)
+    found = torch.autograd.grad(expected, exact)
+    for own, one, x, by, small, more in zip(
+        gradients, found, exact, weights, least, cancelled, strict=True
     ):
         # what a gradient is where a correlation is 1, before what leaves ρ as it is cancels
-        least = (x.var(0, correction=0).min() + EPSILON).sqrt()
-        cancelled = 1 + x.abs().max() / least  # in a map less its mean
-        size = (by * 4 / x.shape[1] / least / len(x) ** 0.5 * cancelled).item()
+        size = by * 4 / x.shape[1] / small.item() / len(x) ** 0.5 * more
         assert_close(own[0], one, terms=4 * 70, size=size, dtype=dtype)
 
 
