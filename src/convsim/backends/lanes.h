@@ -19,6 +19,6 @@ template <class T> const Vector<T> &at(const T *p) {
 }
 template <class To, class From> To convert(From v) { return __builtin_convertvector(v, To); }
 
-inline int64_t whole_lanes(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t filled_up(int64_t count, int64_t to = LANES) { return (count + to - 1) / to * to; }
 
 } // namespace

@@ -182,7 +182,7 @@ double correlation(const T *x, int64_t samples, int64_t maps, double factor, T *
   const bool wide = maps > samples;
   const int64_t rows = std::max(samples, maps), columns = std::min(samples, maps);
   // Rows a power of two apart would meet in the same lines of the cache.
-  const int64_t width = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS + LANES;
+  const int64_t width = filled_up(columns, TILE_COLUMNS) + LANES;
   std::vector<T> matrix(rows * width), gram(columns * width), product(rows * width);
   (wide ? transpose<T> : copy<T>)(standard.data(), maps, samples, maps, matrix.data(), width);
   for (int64_t i = 0; i < columns; i += TILE_ROWS)

@@ -142,7 +142,7 @@ template <class T> void gram_of(const T *w, int64_t channels, int64_t n, double 
 // vector runs over into the next row, which is written after it.
 template <class T>
 void multiply(const T *w, const T *t, int64_t channels, int64_t n, T *out) {
-  const int64_t width = whole_lanes(n);
+  const int64_t width = filled_up(n);
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t v = 0; v < width; v += LANES) {
       Vector<T> even = {}, odd = {};
@@ -186,7 +186,7 @@ template <class T> void crossed(Layer &layer, const Options &options, Shared &sh
   const int64_t n = layer.taps, C = layer.channels, L = layer.classes;
   const int64_t count = layer.groups * layer.members, size = C * n;
   const int64_t block = std::max<int64_t>(1, ELEMENTS_OF_A_TASK / size);
-  const int64_t width = whole_lanes(n);
+  const int64_t width = filled_up(n);
 #pragma omp single
   {
     shared.a.assign(count * L, 0.0);

@@ -229,8 +229,10 @@ class _Stage:
         if len(self.ridges) > 1:
             samples = list(samples)
             ridge = self._best_ridge(samples, constant)
-        fit = self._fitted_to_few if self.few else self._fitted
-        more_GPM, constant_GM = fit(samples, constant, ridge, self.rounds)
+        if self.fate.rectified and self.rounds and not self.few:
+            more_GPM, constant_GM = self._fitted_to_heard(list(samples), constant, ridge)
+        else:
+            more_GPM, constant_GM = self._regression(samples, constant)(ridge)
         filters_GMCn = filters_of(self.layer)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
@@ -243,45 +245,49 @@ class _Stage:
         most = [one for number, one in enumerate(samples) if number % _HELD_OUT]
         windows_GSP, want_SO, got_SO = _together(samples[::_HELD_OUT])
         missing_GSM = self._missing(want_SO, got_SO)
-        fit = self._fitted_to_few if self.few else self._fitted
-        errors = {}
+        fit, errors = self._regression(most, constant), {}
         for ridge in self.ridges:
-            more_GPM, constant_GM = fit(most, constant, ridge, 0)
-            told_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
-            errors[ridge] = float((missing_GSM - told_GSM).square().sum())
+            missed_GSM = missing_GSM - _told(windows_GSP, *fit(ridge))
+            errors[ridge] = float(missed_GSM.square().sum())
         return min(errors, key=errors.__getitem__)
 
-    def _fitted_to_few(
-        self, samples: Iterable[_Sample], constant: bool, ridge: float, _: int
-    ) -> tuple[Tensor, Tensor]:
-        windows_GSP, want_SO, got_SO = _together(samples)
-        missing_GSM = self._missing(want_SO, got_SO)
-        return ridge_regression_of_few(windows_GSP, missing_GSM, constant=constant, ridge=ridge)
+    def _regression(
+        self, samples: Iterable[_Sample], constant: bool
+    ) -> Callable[[float], tuple[Tensor, Tensor]]:
+        """Take samples, and return what regresses what is missing on them, with a ridge."""
+        if self.few:
+            windows_GSP, want_SO, got_SO = _together(samples)
+            missing_GSM = self._missing(want_SO, got_SO)
+            return lambda ridge: ridge_regression_of_few(
+                windows_GSP, missing_GSM, constant=constant, ridge=ridge
+            )
+        statistics = self._moments(samples)
+        xy_GPM, missing_GM = statistics.cross(), statistics.means()[1]
+        return lambda ridge: RidgeRegression(statistics, constant=constant, ridge=ridge).tell(
+            xy_GPM, missing_GM
+        )
 
-    def _fitted(
-        self, samples: Iterable[_Sample], constant: bool, ridge: float, rounds: int
-    ) -> tuple[Tensor, Tensor]:
-        """Regress what is missing; then, before a ReLU, what is missing of what that hears."""
+    def _moments(self, samples: Iterable[_Sample]) -> RegressionStatistics:
         device = filters_of(self.layer).device
         statistics = RegressionStatistics(self.groups, self.predictors, self.filters, device)
-        kept: list[_Sample] = []
         for windows_GSP, want_SO, got_SO in samples:
-            statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
-            if self.fate.rectified and rounds:
-                kept.append((windows_GSP, want_SO, got_SO))
+            with full_precision(windows_GSP):
+                statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
+        return statistics
+
+    def _fitted_to_heard(
+        self, samples: Sequence[_Sample], constant: bool, ridge: float
+    ) -> tuple[Tensor, Tensor]:
+        """Regress what is missing; then, time and again, what is missing of what a ReLU hears."""
+        statistics = self._moments(samples)
         regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
         more_GPM, constant_GM = regression.tell(statistics.cross(), statistics.means()[1])
-        if not kept:
-            return more_GPM, constant_GM
-        windows_GSP, want_SO, got_SO = _together(kept)
+        windows_GSP, want_SO, got_SO = _together(samples)
         alone = self.fate.addition is None
         rectifier = Rectifier.behind(self.norm_before if alone else None, self._of_kept)
         with full_precision(windows_GSP):
-            for _ in range(rounds):
-                more_GSM = windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(
-                    windows_GSP
-                )
-                more_SO = more_GSM.transpose(0, 1).flatten(1)
+            for _ in range(self.rounds):
+                more_SO = _told(windows_GSP, more_GPM, constant_GM).transpose(0, 1).flatten(1)
                 if not alone and self.norm is not None:
                     more_SO = more_SO * norm_scale(self.norm)
                 target_SO = rectifier.targets(want_SO, got_SO + more_SO)
@@ -334,6 +340,11 @@ class _Stage:
             heard_O = scale_O.abs() > _SILENT * scale_O.abs().max()
             missing_SO = torch.where(heard_O, missing_SO / torch.where(heard_O, scale_O, 1), 0)
         return torch.unflatten(missing_SO, 1, (self.groups, self.filters)).transpose(0, 1)
+
+
+def _told(windows_GSP: Tensor, more_GPM: Tensor, constant_GM: Tensor) -> Tensor:
+    with full_precision(windows_GSP):
+        return windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
 
 
 def _together(samples: Iterable[_Sample]) -> _Sample:
