@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # By all cores, where pip takes one; some packages hold files that do not compile.
-COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV) > /dev/null || true
+COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV) src > /dev/null || true
 
 .PHONY: demo test check lint types docs wheel release processors bench-quick soak oldest audit clean help
 
