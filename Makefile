@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # By all cores, where pip takes one; some packages hold files that do not compile.
@@ -16,19 +17,22 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convsim needs Python >= 3.11; set it with make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(READY): $(VENV)/bin/python pyproject.toml constraints.txt
+$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[lab,shrink]'
+	touch $@
+
+$(READY): $(INSTALLED)
 	$(COMPILE)
 	touch $@
 
 # torchvision's compiled operators do not load beside every CPU build of torch, and torchmetrics imports
 # it wherever it is installed: it stays in a folder of its own that tests/conftest.py makes usable.
-$(VENV)/.ready-dev: $(READY)
+$(VENV)/.ready-dev: $(INSTALLED)
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/vision torchvision timm & vision=$$!; \
-	$(INSTALL) --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision
+	($(COMPILE)) & $(INSTALL) --editable '.[lab,shrink,report,dev,docs]' huggingface_hub && wait $$vision && wait
 	$(COMPILE)
-	touch $@
+	touch $(READY) $@
 
 demo: $(READY)  ## see, shrink and train on photographs, in two minutes: figure, table and pages in demo/
 	$(BIN)/convsim demo

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _FOLDER = Path(__file__).parent
 _SOURCES = [_FOLDER / name for name in ("lanes.h", "similarity.cpp", "maps.cpp")]
 _INSTRUCTIONS = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
 
+_THREADS = (("-fopenmp",), ())
+"""By OpenMP, or one alone where the compiler has none, as macOS' own."""
 _BACKENDS = ("compiled", "fused", "eager")
 _SECONDS = 120
 """That a build may take."""
@@ -55,17 +58,22 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         logger.info("no C++ compiler was found (set CXX): penalties use the eager backend")
         return None
-    try:
-        return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or error
-        logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
-        return None
+    output: object = None
+    for threads in _THREADS:
+        try:
+            return ctypes.CDLL(str(_build(compiler, threads)))
+        except subprocess.CalledProcessError as error:
+            output = error.stderr or error
+        except (OSError, subprocess.SubprocessError) as error:
+            output = error
+            break
+    logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
+    return None
 
 
-def _build(compiler: str) -> Path:
+def _build(compiler: str, threads: Sequence[str]) -> Path:
     flags = [
-        *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
+        *("-O3", "-std=c++17", "-fPIC", "-shared", *threads),
         *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
         *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []),
     ]
