@@ -1,5 +1,6 @@
 """What replaces lost maps, against least squares on the samples themselves."""
 
+from itertools import count as counting
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 import convsim
+from closeness import assert_close
+from convsim.shrinking import sequence
 from convsim.shrinking.compensation import (
     RidgeRegression,
     map_compensation,
@@ -150,3 +153,24 @@ def test_few_images_are_not_learnt_by_heart(count):
 
     with torch.no_grad():
         assert error() < 1.2 * error(in_sequence=False)
+
+
+def test_what_the_network_puts_out_chooses_the_ridge_of_the_last_layer(monkeypatch):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 10), nn.Sigmoid(),
+    ).eval()  # fmt: skip
+    batches = [*torch.randn(40, 3, 8, 8).split(8)]
+
+    def last():
+        return convsim.shrink(model, batches, channels=0.5, uniformly=True).model[4].weight
+
+    found = []
+    for sign in (1, -1):
+        tried = counting()
+        monkeypatch.setattr(sequence, "output_error", lambda *_, s=sign, n=tried: s * next(n))
+        found.append(last())
+        assert next(tried) == 3
+    monkeypatch.setattr(sequence, "_RIDGE_OF_FEW", 0)
+    assert_close(found[0], last(), terms=100)
+    assert (found[1] - found[0]).norm() > 1e-3 * found[0].norm()

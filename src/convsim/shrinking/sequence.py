@@ -7,6 +7,7 @@ P = C·n what a filter reads, S samples, O all outputs.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ from convsim.shrinking.resuming import Cut, Reached
 from convsim.shrinking.resuming import cuts as find_cuts
 from convsim.shrinking.road import Road, Start
 from convsim.shrinking.statistics import RegressionStatistics
-from convsim.shrinking.survey import Survey
+from convsim.shrinking.summary import output_error
+from convsim.shrinking.survey import Survey, as_rows
 from convsim.shrinking.topology import Fate, norm_scale
 from convsim.shrinking.weights import filters_of, set_filters_, windows_of
 
@@ -142,7 +144,8 @@ class Fitting:
         for together in self._chunks(stages):
             self._take(together)
             for stage in together:
-                stage.solve_(road, self._wanted[stage.name], self._positions)
+                last = self._whole if stage.name == self.layers[-1] else None
+                stage.solve_(road, self._wanted[stage.name], self._positions, last)
                 progress()
         return road
 
@@ -221,18 +224,35 @@ class _Stage:
         road: Road,
         wanted: Sequence[Tensor],
         positions: int,
+        whole: Road | None = None,
     ) -> None:
-        """Fit the layer to samples of what it should tell, a tensor for each of its batches."""
+        """Fit the layer to samples of what it should tell, a tensor for each of its batches.
+
+        Args:
+            road: Of the smaller network.
+            wanted: The samples.
+            positions: How many positions of each image to take.
+            whole: Of the original, if this is the last layer.
+        """
         constant = self.layer.bias is not None or self.norm is not None
         samples: Iterable[_Sample] = self._samples(road, wanted, positions)
         ridge = self.ridges[0]
         if len(self.ridges) > 1:
             samples = list(samples)
-            ridge = self._best_ridge(samples, constant)
+            most = [one for number, one in enumerate(samples) if number % _HELD_OUT]
+            fit = self._regression(most, constant)
+            if whole is None:
+                error = self._error_of(samples[::_HELD_OUT])
+            else:
+                error = self._error_of_outputs(road, whole)
+            ridge = min(self.ridges, key=lambda ridge: error(*fit(ridge)))
         if self.fate.rectified and self.rounds and not self.few:
-            more_GPM, constant_GM = self._fitted_to_heard(list(samples), constant, ridge)
+            self._add_(*self._fitted_to_heard(list(samples), constant, ridge))
         else:
-            more_GPM, constant_GM = self._regression(samples, constant)(ridge)
+            self._add_(*self._regression(samples, constant)(ridge))
+
+    def _add_(self, more_GPM: Tensor, constant_GM: Tensor) -> None:
+        """Add a fit to the layer."""
         filters_GMCn = filters_of(self.layer)
         more_GMCn = more_GPM.mT.reshape(filters_GMCn.shape).to(filters_GMCn)
         set_filters_(self.layer, filters_GMCn + more_GMCn)
@@ -240,16 +260,31 @@ class _Stage:
             self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
-    def _best_ridge(self, samples: Sequence[_Sample], constant: bool) -> float:
-        """Choose the ridge by which a fit to most batches tells the others best."""
-        most = [one for number, one in enumerate(samples) if number % _HELD_OUT]
-        windows_GSP, want_SO, got_SO = _together(samples[::_HELD_OUT])
+    def _error_of(self, samples: Sequence[_Sample]) -> Callable[[Tensor, Tensor], float]:
+        """Return what tells of a fit what of samples is still missing."""
+        windows_GSP, want_SO, got_SO = _together(samples)
         missing_GSM = self._missing(want_SO, got_SO)
-        fit, errors = self._regression(most, constant), {}
-        for ridge in self.ridges:
-            missed_GSM = missing_GSM - _told(windows_GSP, *fit(ridge))
-            errors[ridge] = float(missed_GSM.square().sum())
-        return min(errors, key=errors.__getitem__)
+        return lambda *fit: float((missing_GSM - _told(windows_GSP, *fit)).square().sum())
+
+    def _error_of_outputs(self, road: Road, whole: Road) -> Callable[[Tensor, Tensor], float]:
+        """Return what tells of a fit how far the network's outputs are off.
+
+        A sigmoid behind the layer hears little of large negative numbers, which are most of what
+        the layer tells.
+        """
+        held = self.batches[::_HELD_OUT]
+        wanted = [as_rows(whole.finish(number)) for number in held]
+
+        def error(more_GPM: Tensor, constant_GM: Tensor) -> float:
+            parts = [part for part in (self.layer, self.norm) if part is not None]
+            before = copy.deepcopy([part.state_dict() for part in parts])
+            self._add_(more_GPM, constant_GM)
+            found = output_error(wanted, [as_rows(road.finish(number)) for number in held])
+            for part, state in zip(parts, before, strict=True):
+                part.load_state_dict(state)
+            return found
+
+        return error
 
     def _regression(
         self, samples: Iterable[_Sample], constant: bool
