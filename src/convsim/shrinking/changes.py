@@ -90,7 +90,8 @@ class NetworkChange:
         parameters: All of the network's.
         macs: Multiplications of its convolutions and linear layers for one image.
         output_error: Mean square difference of the two networks' outputs on calibration images,
-            relative to the variance of the original's.
+            relative to the variance of the original's. Other images, which nothing was fitted to,
+            have more: the fewer calibration images the more.
         layers: Its convolutions and linear layers, in the order of computation.
     """
 

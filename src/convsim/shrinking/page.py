@@ -47,7 +47,7 @@ def shrink_page(report: NetworkChange) -> str:
 <div><b>{_share(report.parameters)}</b>of the parameters: {_counts(report.parameters)}</div>
 <div><b>{_share(report.macs)}</b>of the multiplications: {_counts(report.macs)}</div>
 <div><b>{_percent(report.output_error)}</b>of the outputs' variance is lost,<br>
-on {report.images:,} calibration images</div>
+on {report.images:,} calibration images, more on others</div>
 </div>
 <h2>Layers</h2>
 <div class="scroll"><table>

@@ -24,7 +24,7 @@ def shrink_grid(report: NetworkChange) -> Grid:
     rows.append(("all", "", _change(report.parameters), _change(report.macs), ""))
     notes = [
         f"Outputs differ by {_percent(report.output_error)} of their variance on the calibration "
-        "images."
+        "images, by more on others."
     ]
     notes += [
         f"The channels of {visible(one.name)} stay: {one.reason}."
