@@ -155,22 +155,52 @@ def test_few_images_are_not_learnt_by_heart(count):
         assert error() < 1.2 * error(in_sequence=False)
 
 
-def test_what_the_network_puts_out_chooses_the_ridge_of_the_last_layer(monkeypatch):
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(16, 10), nn.Sigmoid(),
-    ).eval()  # fmt: skip
-    batches = [*torch.randn(40, 3, 8, 8).split(8)]
+def pooled():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
 
-    def last():
-        return convsim.shrink(model, batches, channels=0.5, uniformly=True).model[4].weight
+
+def normalized():
+    norm = nn.BatchNorm2d(10)
+    norm.running_mean = torch.randn(10)
+    return nn.Sequential(nn.Conv2d(16, 10, 3, bias=False), norm)
+
+
+@pytest.mark.parametrize("last", [pooled, normalized])
+def test_what_the_network_puts_out_chooses_the_ridge_of_the_last_layer(monkeypatch, last):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), last(), nn.Sigmoid()).eval()
+    batches = [*torch.randn(40, 3, 8, 8).split(8)]
+    with torch.no_grad():
+        outputs = model(torch.cat(batches)).flatten(1)
+
+    def shrunk():
+        small = convsim.shrink(model, batches, channels=0.5, uniformly=True).model
+        return torch.cat([part.flatten() for part in small.state_dict().values()])
 
     found = []
     for sign in (1, -1):
         tried = counting()
-        monkeypatch.setattr(sequence, "output_error", lambda *_, s=sign, n=tried: s * next(n))
-        found.append(last())
+
+        def judge(wanted, told, sign=sign, tried=tried):
+            off = (wanted[0].flatten(1)[:, None] - outputs).abs().amax(2)
+            assert off.amin(1).max() < 1e-5
+            assert (wanted[0] - told[0]).abs().max() > 1e-4
+            return sign * next(tried)
+
+        monkeypatch.setattr(sequence, "_difference", judge)
+        found.append(shrunk())
         assert next(tried) == 3
     monkeypatch.setattr(sequence, "_RIDGE_OF_FEW", 0)
-    assert_close(found[0], last(), terms=100)
-    assert (found[1] - found[0]).norm() > 1e-3 * found[0].norm()
+    assert_close(found[0], shrunk(), terms=1000)
+    assert (found[1] - found[0]).norm() > 1e-4 * found[0].norm()
+
+
+def test_a_weight_that_is_computed_is_left_as_it_is():
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(16, 10))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 16), nn.ReLU(), last,
+    ).eval()  # fmt: skip
+    small = convsim.shrink(model, [torch.randn(200, 3, 8, 8)], channels=0.5).model
+    assert small[0].out_channels == 8
+    assert_close(small[6].bias, last.bias, terms=1)
+    assert_close(small[6].weight, last.weight, terms=1)

@@ -62,11 +62,11 @@ def library() -> ctypes.CDLL | None:
     for threads in _THREADS:
         try:
             return ctypes.CDLL(str(_build(compiler, threads)))
-        except subprocess.CalledProcessError as error:
-            output = error.stderr or error
-        except (OSError, subprocess.SubprocessError) as error:
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
             output = error
             break
+        except (OSError, subprocess.CalledProcessError) as error:
+            output = getattr(error, "stderr", None) or error
     logger.warning("penalties use the eager backend, because %s failed: %s", compiler, output)
     return None
 

@@ -25,8 +25,7 @@ from convsim.shrinking.resuming import Cut, Reached
 from convsim.shrinking.resuming import cuts as find_cuts
 from convsim.shrinking.road import Road, Start
 from convsim.shrinking.statistics import RegressionStatistics
-from convsim.shrinking.summary import output_error
-from convsim.shrinking.survey import Survey, as_rows
+from convsim.shrinking.survey import Survey
 from convsim.shrinking.topology import Fate, norm_scale
 from convsim.shrinking.weights import filters_of, set_filters_, windows_of
 
@@ -273,13 +272,12 @@ class _Stage:
         the layer tells.
         """
         held = self.batches[::_HELD_OUT]
-        wanted = [as_rows(whole.finish(number)) for number in held]
+        parts = [part for part in (self.layer, self.norm) if part is not None]
 
         def error(more_GPM: Tensor, constant_GM: Tensor) -> float:
-            parts = [part for part in (self.layer, self.norm) if part is not None]
             before = copy.deepcopy([part.state_dict() for part in parts])
             self._add_(more_GPM, constant_GM)
-            found = output_error(wanted, [as_rows(road.finish(number)) for number in held])
+            found = sum(_difference(whole.finish(number), road.finish(number)) for number in held)
             for part, state in zip(parts, before, strict=True):
                 part.load_state_dict(state)
             return found
@@ -380,6 +378,12 @@ class _Stage:
 def _told(windows_GSP: Tensor, more_GPM: Tensor, constant_GM: Tensor) -> Tensor:
     with full_precision(windows_GSP):
         return windows_GSP @ more_GPM.to(windows_GSP) + constant_GM[:, None].to(windows_GSP)
+
+
+def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Sum the squares of what a network's outputs are off."""
+    pairs = zip(wanted, found, strict=True)
+    return sum(float((a.cpu().double() - b.cpu().double()).square().sum()) for a, b in pairs)
 
 
 def _together(samples: Iterable[_Sample]) -> _Sample:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from convsim.kernels import ConvLayer, is_convolution
 from convsim.kernels.windows import sample_windows, spread
@@ -60,10 +61,12 @@ def windows_of(module: Any, inputs: Tensor, count: int) -> Tensor:
 
 
 def is_linear_in_windows(module: Any, inputs: Tensor, output: Tensor) -> bool:
-    """Tell whether a layer puts out its weight times its windows, and its bias.
+    """Tell whether a layer puts out its own weight times its windows, and its bias.
 
-    One that pads in its own way, or computes its weight in forward, does not.
+    One that pads in its own way, or computes its weight, does not.
     """
+    if parametrize.is_parametrized(module):
+        return False
     count = output.numel() // output.shape[channel_axis(module, output)]
     try:
         windows_GSP = windows_of(module, inputs, count)
