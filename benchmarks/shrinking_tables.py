@@ -116,7 +116,7 @@ def trained_tables(records: Records) -> list[str]:
         seeds = sorted({one["seed"] for one in of_network})
         heads = [f"{kind}, {epochs} epoch(s)" for kind, epochs in columns]
         lines += [
-            f"## {name}", "", f"Seeds {seeds}; fewer where an interval is missing.", "",
+            f"## {name}", "", f"Seeds {seeds}, of some methods fewer.", "",
         ]  # fmt: skip
         rows = []
         for method in dict.fromkeys(one["method"] for one in of_network):
