@@ -104,3 +104,38 @@ def test_what_works_in_place_leaves_the_images_as_they_are():
         shrunk = convsim.shrink(model, batches, channels=0.6)
         assert torch.equal(images, before)
         assert shrunk.report.output_error < 0.5
+
+
+class Branches(nn.Module):
+    """Four branches side by side, as of an Inception block."""
+
+    largest = 0
+
+    def __init__(self, maps):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(maps, 2, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        side_by_side = torch.cat([branch(x) for branch in self.branches], 1)
+        Branches.largest = max(Branches.largest, side_by_side.numel())
+        return side_by_side
+
+
+def test_branches_side_by_side_do_not_grow_before_a_cut():
+    model = nn.Sequential(Branches(3), *(Branches(8) for _ in range(7)), nn.Conv2d(8, 2, 1)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    Branches.largest = 0
+    want = model(images)
+    largest = Branches.largest
+    found = cuts(model, images, layers_of(model))
+    assert found
+    for cut in found:
+        assert Branches.largest <= 2 * largest
+        maps = []
+        hook = model.get_submodule(cut.module).register_forward_hook(noting(maps))
+        model(images)
+        hook.remove()
+        additions = Additions(lambda *_: None)
+        with torch.no_grad(), additions, resumed(model, cut, maps[0][1], additions):
+            torch.testing.assert_close(model(images), want, rtol=0, atol=0)
+    assert Branches.largest <= 2 * largest
