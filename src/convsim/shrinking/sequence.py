@@ -57,6 +57,8 @@ _SILENT = 1e-3
 
 _Sample = tuple[Tensor, Tensor, Tensor]
 """What a layer reads (G, S, P), should tell (S, O), and tells (S, O)."""
+_Fit = tuple[Tensor, Tensor]
+"""What is added to a layer's weight (G, P, M), and to its constant (G, M)."""
 
 
 class Fitting:
@@ -240,11 +242,12 @@ class _Stage:
             samples = list(samples)
             most = [one for number, one in enumerate(samples) if number % _HELD_OUT]
             fit = self._regression(most, constant)
+            fits = [fit(ridge) for ridge in self.ridges]
             if whole is None:
-                error = self._error_of(samples[::_HELD_OUT])
+                errors = self._errors(samples[::_HELD_OUT], fits)
             else:
-                error = self._error_of_outputs(road, whole)
-            ridge = min(self.ridges, key=lambda ridge: error(*fit(ridge)))
+                errors = self._errors_of_outputs(road, whole, fits)
+            ridge = self.ridges[errors.index(min(errors))]
         if self.fate.rectified and self.rounds and not self.few:
             self._add_(*self._fitted_to_heard(list(samples), constant, ridge))
         else:
@@ -259,34 +262,31 @@ class _Stage:
             self._forget_constant_()
         add_constant_(self.layer, self.norm, constant_GM.flatten())
 
-    def _error_of(self, samples: Sequence[_Sample]) -> Callable[[Tensor, Tensor], float]:
-        """Return what tells of a fit what of samples is still missing."""
+    def _errors(self, samples: Sequence[_Sample], fits: Sequence[_Fit]) -> list[float]:
+        """Tell of each fit what of samples is still missing."""
         windows_GSP, want_SO, got_SO = _together(samples)
         missing_GSM = self._missing(want_SO, got_SO)
-        return lambda *fit: float((missing_GSM - _told(windows_GSP, *fit)).square().sum())
+        return [float((missing_GSM - _told(windows_GSP, *fit)).square().sum()) for fit in fits]
 
-    def _error_of_outputs(self, road: Road, whole: Road) -> Callable[[Tensor, Tensor], float]:
-        """Return what tells of a fit how far the network's outputs are off.
+    def _errors_of_outputs(self, road: Road, whole: Road, fits: Sequence[_Fit]) -> list[float]:
+        """Tell of each fit how far the network's outputs are off.
 
         A sigmoid behind the layer hears little of large negative numbers, which are most of what
         the layer tells.
         """
-        held = self.batches[::_HELD_OUT]
         parts = [part for part in (self.layer, self.norm) if part is not None]
+        before = copy.deepcopy([part.state_dict() for part in parts])
+        errors = [0.0] * len(fits)
+        for number in self.batches[::_HELD_OUT]:
+            wanted = whole.finish(number)
+            for place, fit in enumerate(fits):
+                self._add_(*fit)
+                errors[place] += _difference(wanted, road.finish(number))
+                for part, state in zip(parts, before, strict=True):
+                    part.load_state_dict(state)
+        return errors
 
-        def error(more_GPM: Tensor, constant_GM: Tensor) -> float:
-            before = copy.deepcopy([part.state_dict() for part in parts])
-            self._add_(more_GPM, constant_GM)
-            found = sum(_difference(whole.finish(number), road.finish(number)) for number in held)
-            for part, state in zip(parts, before, strict=True):
-                part.load_state_dict(state)
-            return found
-
-        return error
-
-    def _regression(
-        self, samples: Iterable[_Sample], constant: bool
-    ) -> Callable[[float], tuple[Tensor, Tensor]]:
+    def _regression(self, samples: Iterable[_Sample], constant: bool) -> Callable[[float], _Fit]:
         """Take samples, and return what regresses what is missing on them, with a ridge."""
         if self.few:
             windows_GSP, want_SO, got_SO = _together(samples)
@@ -308,9 +308,7 @@ class _Stage:
                 statistics.add(windows_GSP, self._missing(want_SO, got_SO).to(windows_GSP))
         return statistics
 
-    def _fitted_to_heard(
-        self, samples: Sequence[_Sample], constant: bool, ridge: float
-    ) -> tuple[Tensor, Tensor]:
+    def _fitted_to_heard(self, samples: Sequence[_Sample], constant: bool, ridge: float) -> _Fit:
         """Regress what is missing; then, time and again, what is missing of what a ReLU hears."""
         statistics = self._moments(samples)
         regression = RidgeRegression(statistics, constant=constant, ridge=ridge)
