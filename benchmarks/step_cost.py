@@ -97,7 +97,8 @@ def main() -> None:
     """Time, print, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two to five minutes")
-    parser.add_argument("--network", nargs="+", help="of those timed: cnn, resnet18, resnet50")
+    names = [name for name, *_ in SETTINGS]
+    parser.add_argument("--network", nargs="+", choices=names, help="of those timed")
     parser.add_argument("--tables", action="store_true", help="print what is on record")
     chosen = parser.parse_args()
     if chosen.tables:
